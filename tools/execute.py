@@ -1,0 +1,57 @@
+"""Execute the notebooks and store their outputs: `make notebooks`.
+
+    python tools/execute.py [NOTEBOOK ...]
+
+Without arguments it runs every notebook of the table of contents, in order.
+A notebook is written only after all of its cells have run, in one step, so
+that a run that fails or is interrupted leaves the stored one as it was.
+"""
+import os
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import yaml
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+ROOT = Path(__file__).resolve().parent.parent
+METADATA = {'kernelspec': {'display_name': 'Python 3', 'language': 'python',
+                           'name': 'python3'},
+            'language_info': {'name': 'python'}}
+
+
+def notebooks():
+    """The notebooks that `_toc.yml` lists, in its order."""
+    toc = yaml.safe_load((ROOT / '_toc.yml').read_text())
+    chapters = [c for part in toc['parts'] for c in part['chapters']]
+    paths = [ROOT / f'{chapter["file"]}.ipynb' for chapter in chapters]
+    return [path for path in paths if path.exists()]
+
+
+def execute(path):
+    """Run one notebook from its first cell to its last and store it."""
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=3600, kernel_name='python3',
+                   resources={'metadata': {'path': str(path.parent)}},
+                   record_timing=False, coalesce_streams=True).execute()
+    notebook.metadata = METADATA  # no kernel version: it would drift
+    partial = path.with_suffix('.partial')
+    nbformat.write(notebook, partial)
+    os.replace(partial, path)
+
+
+def main():
+    for path in [Path(p).resolve() for p in sys.argv[1:]] or notebooks():
+        start = time.monotonic()
+        print(f'{path.relative_to(ROOT)} ...', end=' ', flush=True)
+        try:
+            execute(path)
+        except CellExecutionError as error:
+            sys.exit(f'failed; the stored notebook is unchanged\n{error}')
+        print(f'{time.monotonic() - start:.0f} s', flush=True)
+
+
+if __name__ == '__main__':
+    main()
