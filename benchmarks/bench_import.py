@@ -1,0 +1,24 @@
+"""How long the package and its modules take to import, in a new process."""
+import subprocess
+import sys
+
+import numpy as np
+
+MODULES = ('d2ltvm', 'd2ltvm.mnist', 'd2ltvm.tvm_inference',
+           'd2ltvm.from_scratch', 'tvm', 'mxnet')
+PROGRAM = ('import importlib, sys, time; start = time.perf_counter(); '
+           'importlib.import_module(sys.argv[1]); '
+           'print(time.perf_counter() - start)')
+
+
+def seconds(module):
+    ran = subprocess.run([sys.executable, '-c', PROGRAM, module], check=True,
+                         capture_output=True, text=True)
+    return float(ran.stdout)
+
+
+def run():
+    rounds = [[seconds(module) for module in MODULES] for _ in range(7)]
+    quartiles = np.quantile(rounds, (0.25, 0.5, 0.75), axis=0).T
+    return {'title': 'import', 'baseline': 'mxnet',
+            'times': dict(zip(MODULES, quartiles.tolist(), strict=True))}

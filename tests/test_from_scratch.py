@@ -1,0 +1,295 @@
+"""The layer from scratch: printed values, faults, awkward input, training."""
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import autograd, nd
+from numpy.testing import assert_allclose, assert_array_equal
+
+from d2ltvm import from_scratch as fs
+from d2ltvm.mnist import Digits, digits_28
+
+A = np.array([[1, 7], [5, 4], [6, 10]])
+A_PRINTED = [[-1.38872862, 0], [0.46290955, -1.22474384],
+             [0.9258191, 1.22474384]]
+B = np.array([1, 6, 5, 7, 4, 3, 2, 5, 6, 3, 2, 4, 5, 3, 2, 5])
+B = B.reshape(2, 2, 2, 2)
+B_PRINTED = [[[[-1.63784397, 0.88191599], [0.37796399, 1.38586795]],
+              [[0.30779248, -0.51298743], [-1.33376741, 1.12857234]]],
+             [[[0.88191599, -0.62993997], [-1.13389194, -0.12598799]],
+              [[1.12857234, -0.51298743], [-1.33376741, 1.12857234]]]]
+SHAPES = [(8, 3), (2, 1), (8, 3, 5, 7), (1, 3, 5, 7), (6, 1, 4, 4),
+          (5, 2, 1, 1)]
+
+
+def per_channel(X, values):
+    return np.reshape(values, (1, -1) + (1,) * (X.ndim - 2))
+
+
+def reference(X, gamma, beta, eps=1e-5):
+    """Output, mean and variance in float64 NumPy."""
+    X = X.astype('float64')
+    axes = (0, *range(2, X.ndim))
+    mean, var = X.mean(axes), X.var(axes)
+    X_hat = (X - per_channel(X, mean)) / np.sqrt(per_channel(X, var) + eps)
+    return per_channel(X, gamma) * X_hat + per_channel(X, beta), mean, var
+
+
+def draw(shape, offset=0, dtype='float32', seed=0):
+    rng = np.random.default_rng(seed)
+    C = shape[1]
+    return [a.astype(dtype) for a in (
+        rng.normal(offset, 1, shape), rng.normal(1, 0.5, C),
+        rng.normal(0, 1, C))]
+
+
+@pytest.mark.parametrize(('data', 'printed'), [(A, A_PRINTED),
+                                               (B, B_PRINTED)])
+def test_printed_values(data, printed):
+    ones, zeros = nd.ones(2), nd.zeros(2)
+    for Y in (fs.pure_batch_norm(nd.array(data), ones, zeros),
+              fs.batch_norm(nd.array(data), ones, zeros)):
+        assert_allclose(Y.asnumpy(), printed, atol=1e-6)
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize(('dtype', 'tolerance'), [('float32', 1e-5),
+                                                  ('float64', 1e-12)])
+def test_against_float64(shape, dtype, tolerance):
+    X, gamma, beta = draw(shape, dtype=dtype)
+    Y = fs.pure_batch_norm(*(nd.array(a, dtype=dtype)
+                             for a in (X, gamma, beta)))
+    expected, *_ = reference(X, gamma, beta)
+    assert Y.dtype == np.dtype(dtype)
+    assert_allclose(Y.asnumpy(), expected, rtol=tolerance,
+                    atol=10 * tolerance)
+
+
+def test_large_mean():
+    X, gamma, beta = draw((8, 3, 16, 16), offset=1000)
+    expected, mean, var = reference(X, gamma, beta)
+    ours = fs.batch_statistics(nd.array(X))
+    assert_allclose(ours[0].asnumpy(), mean, rtol=1e-6)
+    assert_allclose(ours[1].asnumpy(), var, rtol=1e-4)
+    Y = fs.pure_batch_norm(*map(nd.array, (X, gamma, beta)))
+    assert_allclose(Y.asnumpy(), expected, atol=2e-3)
+
+
+def test_strided_array():
+    X, gamma, beta = draw((8, 6, 10, 7))
+    view = nd.array(X).transpose((0, 1, 3, 2))[2:6]
+    expected, *_ = reference(X.transpose((0, 1, 3, 2))[2:6], gamma, beta)
+    Y = fs.pure_batch_norm(view, nd.array(gamma), nd.array(beta))
+    assert_allclose(Y.asnumpy(), expected, atol=1e-5)
+
+
+def test_nan_is_not_hidden():
+    X, gamma, beta = draw((4, 2, 3, 3))
+    X[0, 0, 0, 0] = np.nan
+    Y = fs.pure_batch_norm(*map(nd.array, (X, gamma, beta))).asnumpy()
+    assert np.isnan(Y[:, 0]).all() and np.isfinite(Y[:, 1]).all()
+
+
+@pytest.mark.parametrize('shape', [(6, 3), (4, 2, 3, 5)])
+def test_gradients_by_central_differences(shape):
+    arguments = draw(shape, dtype='float64')
+    weight = np.random.default_rng(1).normal(size=shape)
+    arrays = [nd.array(a, dtype='float64') for a in arguments]
+    for a in arrays:
+        a.attach_grad()
+    with autograd.record():
+        Y = fs.pure_batch_norm(*arrays)
+    Y.backward(nd.array(weight, dtype='float64'))
+
+    def loss():
+        return (reference(*arguments)[0] * weight).sum()
+
+    for value, array in zip(arguments, arrays, strict=True):
+        numeric = np.empty_like(value)
+        for i in np.ndindex(value.shape):
+            kept, step = value[i], 1e-5
+            value[i] = kept + step
+            up = loss()
+            value[i] = kept - step
+            numeric[i] = (up - loss()) / (2 * step)
+            value[i] = kept
+        assert_allclose(array.grad.asnumpy(), numeric, rtol=1e-5, atol=1e-7)
+    # the statistics are not constants: the gradient of X sums to zero
+    axes = (0, *range(2, len(shape)))
+    assert_allclose(arrays[0].grad.asnumpy().sum(axes), 0, atol=1e-10)
+
+
+@pytest.mark.parametrize(('name', 'change'), [
+    ('X', {'X': nd.zeros((2, 3, 4))}),
+    ('X', {'X': nd.zeros(3)}),
+    ('gamma', {'gamma': nd.ones(4)}),
+    ('gamma', {'gamma': nd.ones((1, 3))}),
+    ('beta', {'beta': nd.ones(1)}),
+    ('eps', {'eps': 0}),
+    ('eps', {'eps': -1e-5}),
+    ('eps', {'eps': float('nan')})])
+def test_bad_arguments_are_named(name, change):
+    good = {'X': nd.ones((2, 3)), 'gamma': nd.ones(3), 'beta': nd.zeros(3)}
+    for function in (fs.pure_batch_norm, fs.batch_norm):
+        with pytest.raises(ValueError, match=f'^{name}: expected'):
+            function(**{**good, **change})
+
+
+def test_batch_norm_refuses():
+    ones, zeros = nd.ones(3), nd.zeros(3)
+    X, moving = nd.ones((4, 3)), fs.MovingStatistics()
+    for momentum in (-0.1, 1, float('nan')):
+        with pytest.raises(ValueError, match='momentum'):
+            fs.batch_norm(X, ones, zeros, momentum, moving=moving)
+    with pytest.raises(ValueError, match='more than one value'):
+        fs.batch_norm(X[:1], ones, zeros, moving=moving)
+    with pytest.raises(ValueError, match='moving: testing needs'):
+        fs.batch_norm(X, ones, zeros, is_training=False)
+    with pytest.raises(RuntimeError, match=r"'conv7'.*train this layer"):
+        fs.batch_norm(X, ones, zeros, scope_name='conv7', is_training=False,
+                      moving=moving)
+    assert moving.mean == moving.var == {}  # nothing was half-written
+
+
+def test_moving_statistics_follow_the_formula():
+    moving, mean, var = fs.MovingStatistics(), None, None
+    for seed in range(4):
+        X, gamma, beta = draw((8, 3, 4, 4), offset=seed, seed=seed)
+        fs.batch_norm(*map(nd.array, (X, gamma, beta)), momentum=0.7,
+                      scope_name='a', moving=moving)
+        _, m, v = reference(X, gamma, beta)
+        mean = m if mean is None else 0.7 * mean + 0.3 * m
+        var = v if var is None else 0.7 * var + 0.3 * v
+    assert_allclose(moving.mean['a'].asnumpy(), mean, rtol=1e-5, atol=1e-6)
+    assert_allclose(moving.var['a'].asnumpy(), var, rtol=1e-5)
+
+
+def test_testing_changes_nothing():
+    X, gamma, beta = map(nd.array, draw((8, 3)))
+    moving = fs.MovingStatistics()
+    fs.batch_norm(X, gamma, beta, scope_name='a', moving=moving)
+    before = [v['a'].asnumpy().copy() for v in (moving.mean, moving.var)]
+    for _ in range(3):
+        fs.batch_norm(5 * X + 7, gamma, beta, scope_name='a',
+                      is_training=False, moving=moving)
+    for old, new in zip(before, (moving.mean, moving.var), strict=True):
+        assert_array_equal(new['a'].asnumpy(), old)
+
+
+def test_testing_one_example_does_not_depend_on_the_others():
+    X, gamma, beta = map(nd.array, draw((8, 3)))
+    moving = fs.MovingStatistics()
+    fs.batch_norm(X, gamma, beta, moving=moving)
+    together, alone = (
+        fs.batch_norm(x, gamma, beta, is_training=False, moving=moving)
+        for x in (X, X[:1]))
+    assert_allclose(together[:1].asnumpy(), alone.asnumpy(), rtol=1e-6)
+
+
+def test_two_networks_do_not_share_statistics():
+    images = nd.random.uniform(shape=(8, 1, 28, 28))
+    first, second = fs.MovingStatistics(), fs.MovingStatistics()
+    params = fs.init_params()
+    fs.net(images, params, fs.training_and_testing(first)[0])
+    kept = first.mean['bn1'].asnumpy().copy()
+    fs.net(1 - images, params, fs.training_and_testing(second)[0])
+    assert_array_equal(first.mean['bn1'].asnumpy(), kept)
+    assert not np.array_equal(second.mean['bn1'].asnumpy(), kept)
+
+
+def test_moving_statistics_are_not_recorded():
+    """Else each batch would keep the graph of all batches before it."""
+    X, gamma, beta = map(nd.array, draw((8, 3)))
+    X.attach_grad()
+    moving = fs.MovingStatistics()
+    with autograd.record():
+        fs.batch_norm(X, gamma, beta, moving=moving)
+    with pytest.raises(mx.MXNetError, match='not in a computational graph'):
+        moving.mean[''].backward()
+
+
+def test_debug_prints_the_statistics(capsys):
+    fs.batch_norm(nd.array(A), nd.ones(2), nd.zeros(2), scope_name='first',
+                  debug=True)
+    line = capsys.readouterr().out
+    assert line == 'first: mean 4 to 7, variance 4.667 to 6\n'
+
+
+def test_network_shapes(capsys):
+    images = nd.zeros((64, 1, 28, 28))
+    fs.net(images, fs.init_params(), fs.no_norm, debug=True)
+    shapes = [line.partition(': ')[2]
+              for line in capsys.readouterr().out.splitlines()]
+    assert shapes == ['(64, 20, 13, 13)', '(64, 50, 4, 4)', '(64, 800)',
+                      '(64, 128)', '(64, 10)']
+
+
+def test_parameters_follow_the_seed_only():
+    np.random.seed(3)
+    state = np.random.get_state()[1].copy()
+    first, same = fs.init_params(seed=5), fs.init_params(seed=5)
+    other = fs.init_params(seed=6)
+    assert_array_equal(np.random.get_state()[1], state)
+    for name in first:
+        assert_array_equal(first[name].asnumpy(), same[name].asnumpy())
+        assert not np.array_equal(first[name].asnumpy(),
+                                  other[name].asnumpy())
+    assert abs(first['gamma3'].mean().asscalar() - 1) < 0.01
+    assert abs(first['W3'].asnumpy().std() - 0.01) < 1e-4
+
+
+def test_loss_survives_large_logits():
+    logits = nd.array([[0, 1], [200, 201]])
+    loss = fs.softmax_cross_entropy(logits, nd.array([0, 1])).asscalar()
+    expected = np.log1p(np.e) + np.log1p(np.exp(-1))
+    assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_batches_cover_everything_once():
+    images = np.arange(10, dtype='uint8')[:, None, None] * np.ones(
+        (1, 28, 28), 'uint8')
+    labels = np.arange(10, dtype='uint8')
+    rng = np.random.default_rng(0)
+    seen = list(fs.batches(images, labels, 4, rng=rng))
+    assert [X.shape for X, _ in seen] == [(4, 1, 28, 28)] * 2 + [
+        (2, 1, 28, 28)]
+    X = np.concatenate([X.asnumpy() for X, _ in seen])
+    y = np.concatenate([y.asnumpy() for _, y in seen])
+    assert sorted(y) == list(range(10)) and list(y) != list(range(10))
+    assert_allclose(X[:, 0, 0, 0] * 255, y, rtol=1e-6)
+
+
+def test_accuracy_counts():
+    digits = digits_28()
+    images, labels = digits.test_images[:50], digits.test_labels[:50]
+    params = fs.init_params()
+    params['W4'][:] = 0
+    params['b4'][:] = nd.one_hot(nd.array([3]), 10)[0]  # always says 3
+    share = fs.accuracy(images, labels, params, fs.no_norm, batch_size=7)
+    assert share == np.mean(labels == 3) > 0
+
+
+def test_training_learns_and_repeats(capsys):
+    digits = digits_28()
+    digits = Digits(digits.train_images[:640], digits.train_labels[:640],
+                    digits.test_images, digits.test_labels, 'part')
+    histories = []
+    for _ in range(2):
+        moving = fs.MovingStatistics()
+        histories.append(fs.train(digits, fs.init_params(),
+                                  *fs.training_and_testing(moving),
+                                  epochs=3))
+    assert histories[0] == histories[1]
+    assert histories[0][-1][2] > 0.8
+    lines = [line for line in capsys.readouterr().out.splitlines()
+             if 'accuracy' in line]
+    assert len(lines) == 6
+
+
+def test_alternating_times():
+    calls = []
+    times = fs.median_times({'a': lambda: calls.append('a'),
+                             'b': lambda: calls.append('b')},
+                            rounds=2, repeats=2)
+    assert ''.join(calls) == 'ab' + 'aabb' * 2
+    assert all(0 <= low <= median <= high
+               for low, median, high in times.values())
