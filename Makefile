@@ -2,7 +2,7 @@
 ready = .venv/.ready
 python = .venv/bin/python
 
-.PHONY: book test check package notebooks lab bench lock clean
+.PHONY: book test package notebooks lab bench clean
 .DELETE_ON_ERROR:
 
 book: package
@@ -21,18 +21,13 @@ package: $(ready)
 	$(python) tools/cut.py
 
 notebooks: package
-	$(python) tools/execute.py
+	env -u D2LTVM_SHORT $(python) tools/execute.py
 
 lab: package
 	.venv/bin/jupyter lab chapters
 
 bench: package
 	$(python) benchmarks/run.py
-
-lock: $(ready)
-	$(python) -m pip install --quiet uv
-	.venv/bin/uv pip compile requirements.in --output-file requirements.txt \
-	    --generate-hashes --universal --python-version 3.11 --quiet
 
 $(ready): requirements.txt pyproject.toml tools/environment.sh
 	@sh tools/environment.sh

@@ -3,8 +3,9 @@
     python benchmarks/accuracy_by_seed.py [SEED ...]
 
 A seed draws the initial parameters and the order of the images. The test
-accuracies after each epoch, with lagging and with settled statistics, are added to `results/accuracy_by_seed.json`, seed
-by seed. One seed takes about five minutes on two cores.
+accuracies after each epoch, with lagging and with settled statistics, are
+added to `results/accuracy_by_seed.json`, seed by seed. One seed takes about
+five minutes on two cores.
 """
 import json
 import re

@@ -285,6 +285,45 @@ def test_training_learns_and_repeats(capsys):
     assert len(lines) == 6
 
 
+def test_settled_statistics_are_those_of_all_images():
+    digits, params = digits_28(), fs.init_params()
+    images, moving = digits.train_images[:300], fs.MovingStatistics()
+    moving.update('bn1', nd.ones(20), nd.ones(20), 0.9)
+    fs.settle(moving, images, params, batch_size=100)
+    assert sorted(moving.mean) == sorted(moving.var) == ['bn1', 'bn2', 'bn3']
+    X = nd.array(images[:, None] / 255)
+    H = nd.Convolution(X, params['W1'], params['b1'], kernel=(3, 3),
+                       num_filter=20).asnumpy()
+    parts = [H[i:i + 100] for i in range(0, 300, 100)]
+    assert_allclose(moving.mean['bn1'].asnumpy(), H.mean((0, 2, 3)),
+                    rtol=1e-4, atol=1e-6)
+    assert_allclose(moving.var['bn1'].asnumpy(),
+                    np.mean([h.var((0, 2, 3)) for h in parts], axis=0),
+                    rtol=1e-4)
+
+
+def test_interrupted_settling_changes_nothing():
+    moving, params = fs.MovingStatistics(), fs.init_params()
+    moving.update('bn1', nd.ones(20), nd.ones(20), 0.9)
+    kept = moving.mean['bn1']
+    images = np.zeros((101, 28, 28), 'uint8')
+    images[0] = 1
+    params['W3'] = params['W3'][:10]  # fails behind the second layer
+    with pytest.raises(mx.MXNetError):
+        fs.settle(moving, images, params, batch_size=50)
+    assert moving.mean == {'bn1': kept}
+
+
+def test_test_mode_is_entered_after_settling(capsys):
+    digits, calls = digits_28(), []
+    digits = digits._replace(train_images=digits.train_images[:64],
+                             train_labels=digits.train_labels[:64])
+    fs.train(digits, fs.init_params(),
+             *fs.training_and_testing(fs.MovingStatistics()), epochs=3,
+             before_test=lambda: calls.append(1))
+    assert len(calls) == 3
+
+
 def test_alternating_times():
     calls = []
     times = fs.median_times({'a': lambda: calls.append('a'),

@@ -80,6 +80,15 @@ def test_saved_functions_have_docstrings(notebook):
                     assert ast.get_docstring(node), node.name
 
 
+def test_stored_training_is_the_full_one():
+    """Ten epochs of five runs on MNIST, not the short or offline variant."""
+    printed = {cell.id: ''.join(output.get('text', '')
+                                for output in cell.outputs)
+               for cell in code_cells(NOTEBOOKS['from_scratch'])}
+    assert '60000 training images, 10000 test images' in printed['load']
+    assert len(re.findall('^epoch ', printed['train'], re.MULTILINE)) == 50
+
+
 def test_most_outputs_are_compared():
     """At most 15 % of the cells with output are exempt from comparison."""
     with_output = [cell for notebook in NOTEBOOKS.values()
