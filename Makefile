@@ -1,6 +1,14 @@
 # `make book` and `make test` do all the set-up themselves.
 ready = .venv/.ready
 python = .venv/bin/python
+# A relative folder must mean the same to the notebooks, which run in chapters/
+ifdef D2LTVM_DATA
+export D2LTVM_DATA := $(shell realpath -ms -- "$$D2LTVM_DATA")
+endif
+# A clone that was moved makes its environment anew
+ifneq ($(shell cat $(ready) 2>/dev/null),$(CURDIR))
+.PHONY: $(ready)
+endif
 
 .PHONY: book test package notebooks lab bench clean
 .DELETE_ON_ERROR:
@@ -14,7 +22,8 @@ test: $(ready)
 	$(python) tools/cut.py --check
 	$(python) -m pytest
 	D2LTVM_SHORT=1 $(python) -m pytest --nbval --nbval-current-env \
-	    --nbval-cell-timeout=600 -p no:cacheprovider chapters/*.ipynb
+	    --timeout=600 --nbval-cell-timeout=500 -p no:cacheprovider \
+	    chapters/*.ipynb
 	.venv/bin/jupyter-book build . --all -W -n --keep-going -q
 
 package: $(ready)

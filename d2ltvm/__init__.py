@@ -29,8 +29,10 @@ def needed_for(purpose):
     try:
         yield
     except ModuleNotFoundError as error:
+        package = {'tvm': 'apache-tvm', 'sklearn': 'scikit-learn'}.get(
+            error.name, error.name)
         raise ImportError(
-            f'{purpose} needs the package {error.name!r}, which is not '
+            f'{purpose} needs the package {package!r}, which is not '
             'installed; requirements.txt names the tested version',
             name=error.name) from error
 

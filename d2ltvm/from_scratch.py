@@ -62,8 +62,9 @@ def scale_shift(X, scale, shift):
         ``scale * X + shift``, computed as a depthwise 1 x 1 convolution.
     """
     C = X.shape[1]
-    Y = nd.Convolution(X.reshape((0, 0, -1, 1)), scale.reshape((C, 1, 1, 1)),
-                       shift, kernel=(1, 1), num_filter=C, num_group=C)
+    images = X if X.ndim == 4 else X.reshape((0, 0, 1, 1))
+    Y = nd.Convolution(images, scale.reshape((C, 1, 1, 1)), shift,
+                       kernel=(1, 1), num_filter=C, num_group=C)
     return Y.reshape(X.shape)
 
 
@@ -90,7 +91,14 @@ def batch_statistics(X):
 
 # chapters/from_scratch.ipynb, cell fn-pure-batch-norm
 def check_arguments(X, gamma, beta, eps):
-    """Raise a ValueError that names the argument which does not fit."""
+    """Raise a TypeError or ValueError that names the wrong argument."""
+    for name, value in (('X', X), ('gamma', gamma), ('beta', beta)):
+        if not isinstance(value, nd.NDArray):
+            raise TypeError(f'{name}: expected an MXNet NDArray, got '
+                            f'{type(value).__name__}')
+        if X.dtype not in (np.float32, np.float64) or value.dtype != X.dtype:
+            raise TypeError(f'{name}: expected float32 or float64, as in X, '
+                            f'got {np.dtype(value.dtype)}')
     if X.ndim not in (2, 4) or 0 in X.shape:
         raise ValueError('X: expected a non-empty array of shape (N, F) or '
                          f'(N, C, H, W), got shape {X.shape}')
@@ -98,7 +106,7 @@ def check_arguments(X, gamma, beta, eps):
         if value.shape != (X.shape[1],):
             raise ValueError(f'{name}: expected shape ({X.shape[1]},), one '
                              f'number per channel, got {value.shape}')
-    if not eps > 0:
+    if not eps >= np.finfo('float32').tiny:  # smaller ones round to 0
         raise ValueError(f'eps: expected a positive number, got {eps}')
 
 
@@ -131,6 +139,8 @@ def pure_batch_norm(X, gamma, beta, eps=1e-5):
 
     Raises
     ------
+    TypeError
+        If an array is no NDArray or has another dtype.
     ValueError
         If `X` has another rank or no elements, `gamma` or `beta` another
         shape, or `eps` is not positive.
@@ -158,6 +168,10 @@ class MovingStatistics:
 
     def update(self, scope_name, mean, var, momentum):
         """Take in one batch: equation (eq-moving), nothing recorded."""
+        known = self.mean.get(scope_name, mean).shape
+        if known != mean.shape:
+            raise ValueError(f'scope_name: {scope_name!r} has {known[0]} '
+                             f'channels, got {mean.shape[0]}')
         with autograd.pause():
             for old, new in ((self.mean, mean), (self.var, var)):
                 value = old.get(scope_name, new)  # first batch: itself
@@ -203,6 +217,8 @@ def batch_norm(X, gamma, beta, momentum=0.9, eps=1e-5, scope_name='',
 
     Raises
     ------
+    TypeError
+        As `pure_batch_norm`.
     ValueError
         As `pure_batch_norm`; also for a `momentum` out of range, for a
         training batch with a single value per channel, and for testing
@@ -421,7 +437,8 @@ def batches(images, labels, batch_size, ctx=None, rng=None):
     images : ndarray, shape (n, 28, 28), uint8
     labels : ndarray, shape (n,), uint8
     batch_size : int
-        The last batch may be smaller.
+        The last batch may be smaller, but a single image joins the batch
+        before it: it has no statistics.
     ctx : mxnet.Context, optional
         Device; MXNet's current one by default.
     rng : numpy.random.Generator, optional
@@ -432,10 +449,11 @@ def batches(images, labels, batch_size, ctx=None, rng=None):
     X : NDArray, shape (batch_size, 1, 28, 28), float32, 0 to 1
     y : NDArray, shape (batch_size,), float32
     """
-    order = np.arange(len(images)) if rng is None else rng.permutation(
-        len(images))
-    for start in range(0, len(order), batch_size):
-        rows = order[start:start + batch_size]
+    n = len(images)
+    order = np.arange(n) if rng is None else rng.permutation(n)
+    stops = [*range(batch_size, n - 1, batch_size), n]
+    for start, stop in zip([0, *stops], stops, strict=False):
+        rows = order[start:stop]
         X = nd.array(images[rows, None], ctx=ctx, dtype='float32') / 255
         yield X, nd.array(labels[rows], ctx=ctx, dtype='float32')
 
@@ -443,6 +461,8 @@ def batches(images, labels, batch_size, ctx=None, rng=None):
 # chapters/from_scratch.ipynb, cell fn-train
 def accuracy(images, labels, params, norm, ctx=None, batch_size=1000):
     """Share of the images that the network names correctly, 0 to 1."""
+    if len(images) == 0:
+        raise ValueError('images: expected at least one, got none')
     correct = 0
     for X, y in batches(images, labels, batch_size, ctx):
         correct += (net(X, params, norm).argmax(axis=1) == y).sum().asscalar()
@@ -515,10 +535,17 @@ def settle(moving, images, params, ctx=None, batch_size=500):
     batch_size : int
         The statistics are a plain average over batches of this size.
 
+    Raises
+    ------
+    ValueError
+        If there are fewer than two images.
+
     References
     ----------
     Ioffe and Szegedy (2015), algorithm 2, with the biased variance.
     """
+    if len(images) < 2:
+        raise ValueError(f'images: expected two or more, got {len(images)}')
     settled = MovingStatistics()
     for k, (X, _) in enumerate(batches(images, np.zeros(len(images)),
                                        batch_size, ctx)):

@@ -31,9 +31,19 @@ def batch_norm_float64(X, mean, var, gamma, beta, eps=1e-5):
     Returns
     -------
     ndarray, shape of `X`, float64
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit.
     """
     X, mean, var, gamma, beta = (np.asarray(array, 'float64')
                                  for array in (X, mean, var, gamma, beta))
+    for array in (mean, var, gamma, beta):
+        if X.ndim < 3 or array.shape != (X.shape[-3], 1, 1):
+            raise ValueError('mean, var, gamma, beta must have shape (c, 1, 1)'
+                             f', X (..., c, h, w), got {array.shape}, '
+                             f'{X.shape}')
     return (X - mean) / np.sqrt(var + eps) * gamma + beta
 
 
@@ -53,8 +63,15 @@ def bn_error(Y, X, mean, var, gamma, beta, eps=1e-5):
     float
         Maximum of |Y - exact| / (|gamma| (|X| + |mean|) / sqrt(var + eps)
         + |beta|); a correct float32 operator stays below 1e-6 (no unit).
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit.
     """
     exact = batch_norm_float64(X, mean, var, gamma, beta, eps)
+    if np.shape(Y) != exact.shape:
+        raise ValueError(f'Y must have shape {exact.shape}, got {np.shape(Y)}')
     terms = batch_norm_float64(abs(X), -abs(mean), var, abs(gamma),
                                abs(beta), eps)
     # 0 / 0 counts as no error

@@ -22,7 +22,7 @@ def test_one_clear_sentence(tmp_path, answers, expected):
     for name in ('python3.11', 'python3', 'python'):
         (programs / name).write_text(f'#!/bin/sh\n{answers}\n')
         (programs / name).chmod(0o755)
-    for name in ('uname', 'rm'):
+    for name in ('cat', 'rm', 'uname'):
         (programs / name).symlink_to(f'/bin/{name}')
     ran = subprocess.run(['/bin/sh', SCRIPT], cwd=tmp_path, text=True,
                          capture_output=True, check=False,

@@ -126,11 +126,26 @@ def test_gradients_by_central_differences(shape):
     ('beta', {'beta': nd.ones(1)}),
     ('eps', {'eps': 0}),
     ('eps', {'eps': -1e-5}),
+    ('eps', {'eps': 1e-50}),
     ('eps', {'eps': float('nan')})])
 def test_bad_arguments_are_named(name, change):
     good = {'X': nd.ones((2, 3)), 'gamma': nd.ones(3), 'beta': nd.zeros(3)}
     for function in (fs.pure_batch_norm, fs.batch_norm):
         with pytest.raises(ValueError, match=f'^{name}: expected'):
+            function(**{**good, **change})
+
+
+@pytest.mark.parametrize(('name', 'change'), [
+    ('X', {'X': np.ones((2, 3))}),
+    ('X', {'X': nd.ones((2, 3), dtype='int32')}),
+    ('X', {'X': nd.ones((2, 3), dtype='float16')}),
+    ('gamma', {'gamma': [1, 1, 1]}),
+    ('gamma', {'gamma': nd.ones(3, dtype='float64')}),
+    ('beta', {'beta': None})])
+def test_bad_types_are_named(name, change):
+    good = {'X': nd.ones((2, 3)), 'gamma': nd.ones(3), 'beta': nd.zeros(3)}
+    for function in (fs.pure_batch_norm, fs.batch_norm):
+        with pytest.raises(TypeError, match=f'^{name}: expected'):
             function(**{**good, **change})
 
 
@@ -148,6 +163,11 @@ def test_batch_norm_refuses():
         fs.batch_norm(X, ones, zeros, scope_name='conv7', is_training=False,
                       moving=moving)
     assert moving.mean == moving.var == {}  # nothing was half-written
+    fs.batch_norm(X, ones, zeros, scope_name='a', moving=moving)
+    with pytest.raises(ValueError, match="scope_name: 'a' has 3 channels"):
+        fs.batch_norm(nd.ones((4, 1)), nd.ones(1), nd.zeros(1),
+                      scope_name='a', moving=moving)
+    assert moving.mean['a'].shape == moving.var['a'].shape == (3,)
 
 
 def test_moving_statistics_follow_the_formula():
@@ -314,14 +334,44 @@ def test_interrupted_settling_changes_nothing():
     assert moving.mean == {'bn1': kept}
 
 
-def test_test_mode_is_entered_after_settling(capsys):
+def test_statistics_settle_before_the_test(capsys):
     digits, calls = digits_28(), []
+
+    def test_norm(H, gamma, beta, scope_name):
+        calls.append('test')
+        return H
+
     digits = digits._replace(train_images=digits.train_images[:64],
                              train_labels=digits.train_labels[:64])
-    fs.train(digits, fs.init_params(),
-             *fs.training_and_testing(fs.MovingStatistics()), epochs=3,
-             before_test=lambda: calls.append(1))
-    assert len(calls) == 3
+    fs.train(digits, fs.init_params(), fs.no_norm, test_norm, epochs=3,
+             before_test=lambda: calls.append('settle'))
+    # three layers, for the training images and for the test images
+    assert calls == 3 * ['settle', *6 * ['test']]
+
+
+def test_a_single_image_is_no_batch():
+    images, labels = np.ones((9, 28, 28), 'uint8'), np.zeros(9, 'uint8')
+    sizes = [len(X) for X, _ in fs.batches(images, labels, 4)]
+    assert sizes == [4, 5]
+    assert [len(X) for X, _ in fs.batches(images[:1], labels[:1], 4)] == [1]
+
+
+def test_no_images_are_refused():
+    none, moving = np.zeros((0, 28, 28), 'uint8'), fs.MovingStatistics()
+    params = fs.init_params()
+    with pytest.raises(ValueError, match='images: expected'):
+        fs.accuracy(none, none[:, 0, 0], params, fs.no_norm)
+    with pytest.raises(ValueError, match='images: expected'):
+        fs.settle(moving, none, params)
+
+
+def test_device_is_chosen_and_named(capsys, monkeypatch):
+    monkeypatch.setattr(mx.context, 'num_gpus', lambda: 0)
+    assert fs.choose_device() == mx.cpu()
+    monkeypatch.setattr(mx.context, 'num_gpus', lambda: 2)
+    assert fs.choose_device() == mx.gpu(0)
+    assert capsys.readouterr().out == (
+        'MXNet computes on cpu(0)\nMXNet computes on gpu(0)\n')
 
 
 def test_alternating_times():

@@ -440,7 +440,7 @@ def test_optional_packages(files, cache, tmp_path, monkeypatch):
     check(mnist.load_digits(tmp_path / 'own'), files)
     with pytest.raises(ImportError, match=r'downloading MNIST needs.*pooch'):
         mnist.load_digits()
-    with pytest.raises(ImportError, match=r'small digits needs.*sklearn'):
+    with pytest.raises(ImportError, match=r'small digits needs.*scikit-learn'):
         mnist.digits_28()
 
 

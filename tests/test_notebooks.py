@@ -86,7 +86,10 @@ def test_stored_training_is_the_full_one():
                                 for output in cell.outputs)
                for cell in code_cells(NOTEBOOKS['from_scratch'])}
     assert '60000 training images, 10000 test images' in printed['load']
-    assert len(re.findall('^epoch ', printed['train'], re.MULTILINE)) == 50
+    tested = [float(share) for share in re.findall(
+        r'^epoch .* ([\d.]+) in testing$', printed['train'], re.MULTILINE)]
+    assert len(tested) == 50
+    assert tested[0] >= 0.985 and tested[9] >= 0.993  # with batch norm
 
 
 def test_most_outputs_are_compared():

@@ -5,9 +5,9 @@ import platform
 import signal
 import subprocess
 import sys
-import warnings
 
 import d2ltvm
+import mxnet as mx
 import numpy as np
 import pytest
 import tvm
@@ -15,12 +15,17 @@ from tvm import te
 
 from d2ltvm import tvm_inference as module
 
-with warnings.catch_warnings():
-    # MXNet 1.9.1 uses what NumPy 1.23 and distutils deprecate
-    warnings.simplefilter('ignore', DeprecationWarning)
-    import mxnet as mx
-
 BOUND = 1e-6  # six float32 roundings are at most 3.6e-7
+
+
+def test_the_references_refuse_other_shapes():
+    X, *params, _ = module.get_bn_data(3, 4)
+    for i in range(4):
+        wrong = [p.reshape(3) if i == j else p for j, p in enumerate(params)]
+        with pytest.raises(ValueError, match=r'must have shape \(c, 1, 1\)'):
+            module.batch_norm_float64(X, *wrong)
+    with pytest.raises(ValueError, match='Y must have shape'):
+        module.bn_error(X[None], X, *params)
 
 
 def build(c, n, eps=1e-5):

@@ -32,11 +32,14 @@ sys.exit(sys.platform != "linux"
     stop "MXNet 1.9.1 and TVM 0.27 have no common wheel for this machine \
 ($(uname -sm)); they need Linux on x86-64 or aarch64 with glibc 2.28 or later"
 
-.venv/bin/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
-    2>/dev/null || "$python" -m venv --clear .venv 2>/dev/null || {
+# Keep an environment that is whole, of this Python and made in this folder
+[ "$(cat .venv/.ready 2>/dev/null || pwd)" = "$(pwd)" ] &&
+    .venv/bin/python -c 'import pip, sys
+sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null ||
+    "$python" -m venv --clear .venv 2>/dev/null || {
     rm -rf .venv
-    stop "$python cannot make a virtual environment; on Debian and Ubuntu \
-install the package python3.11-venv"
+    stop "$python cannot make a virtual environment here; on Debian and \
+Ubuntu it needs the package python3.11-venv"
 }
 
 echo "Installing the pinned packages into .venv (a minute or two) ..."
@@ -45,6 +48,6 @@ pip() {
 }
 pip install --require-hashes --only-binary :all: -r requirements.txt ||
     stop "the packages of requirements.txt could not be installed (see above)"
-pip install --no-deps --no-build-isolation --editable .
-.venv/bin/python -m pip --disable-pip-version-check check
-touch .venv/.ready
+pip install --no-deps --no-build-isolation --editable . && pip check ||
+    stop "the package d2ltvm could not be installed (see above)"
+pwd > .venv/.ready

@@ -14,7 +14,7 @@ from pathlib import Path
 import nbformat
 import yaml
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 ROOT = Path(__file__).resolve().parent.parent
 METADATA = {'kernelspec': {'display_name': 'Python 3', 'language': 'python',
@@ -33,7 +33,7 @@ def notebooks():
 def execute(path):
     """Run one notebook from its first cell to its last and store it."""
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=3600, kernel_name='python3',
+    NotebookClient(notebook, timeout=None, kernel_name='python3',
                    resources={'metadata': {'path': str(path.parent)}},
                    record_timing=False, coalesce_streams=True).execute()
     notebook.metadata = METADATA  # no kernel version: it would drift
@@ -48,7 +48,7 @@ def main():
         print(f'{path.relative_to(ROOT)} ...', end=' ', flush=True)
         try:
             execute(path)
-        except CellExecutionError as error:
+        except (CellExecutionError, DeadKernelError) as error:
             sys.exit(f'failed; the stored notebook is unchanged\n{error}')
         print(f'{time.monotonic() - start:.0f} s', flush=True)
 
