@@ -167,18 +167,36 @@ class MovingStatistics:
         self.mean, self.var = {}, {}
 
     def update(self, scope_name, mean, var, momentum):
-        """Take in one batch: equation (eq-moving), nothing recorded."""
+        """Take in one batch: equation (eq-moving), nothing recorded.
+
+        Parameters
+        ----------
+        scope_name : str
+        mean, var : NDArray, shape (F,) or (C,)
+            Statistics of the batch.
+        momentum : float
+            Share of the old value; the first batch is taken as it is.
+
+        Raises
+        ------
+        ValueError
+            If the layer had another number of channels before.
+        """
         known = self.mean.get(scope_name, mean).shape
         if known != mean.shape:
             raise ValueError(f'scope_name: {scope_name!r} has {known[0]} '
                              f'channels, got {mean.shape[0]}')
-        with autograd.pause():
-            for old, new in ((self.mean, mean), (self.var, var)):
-                value = old.get(scope_name, new)  # first batch: itself
-                old[scope_name] = momentum * value + (1 - momentum) * new
+        with autograd.pause():  # the first batch is mixed with itself
+            mixed = [
+                momentum * old.get(scope_name, new) + (1 - momentum) * new
+                for old, new in ((self.mean, mean), (self.var, var))]
+        self.mean[scope_name], self.var[scope_name] = mixed
 
     def __getitem__(self, scope_name):
-        """Moving mean and variance of one layer."""
+        """Moving mean and variance of one layer.
+
+        Raises RuntimeError if the layer has none yet.
+        """
         if scope_name not in self.mean:
             raise RuntimeError(f'no moving statistics for {scope_name!r}: '
                                'train this layer before testing it; known '
@@ -228,11 +246,12 @@ def batch_norm(X, gamma, beta, momentum=0.9, eps=1e-5, scope_name='',
 
     References
     ----------
-    Ioffe and Szegedy (2015), algorithms 1 and 2.
+    Ioffe and Szegedy (2015), algorithms 1 and 2, with the biased variance.
     """
     check_arguments(X, gamma, beta, eps)
     if not 0 <= momentum < 1:
-        raise ValueError(f'momentum: expected 0 <= momentum < 1: {momentum}')
+        raise ValueError('momentum: expected at least 0 and less than 1, '
+                         f'got {momentum}')
     if is_training:
         if X.size == X.shape[1]:
             raise ValueError('X: training needs more than one value per '
@@ -245,6 +264,9 @@ def batch_norm(X, gamma, beta, momentum=0.9, eps=1e-5, scope_name='',
                          'were collected in training, got None')
     else:
         mean, var = moving[scope_name]
+        if mean.shape != gamma.shape:
+            raise ValueError(f'scope_name: {scope_name!r} has {mean.shape[0]}'
+                             f' channels, X has shape {X.shape}')
     if debug:
         mean_range, var_range = (
             f'{v.min().asscalar():.4g} to {v.max().asscalar():.4g}'
@@ -437,8 +459,8 @@ def batches(images, labels, batch_size, ctx=None, rng=None):
     images : ndarray, shape (n, 28, 28), uint8
     labels : ndarray, shape (n,), uint8
     batch_size : int
-        The last batch may be smaller, but a single image joins the batch
-        before it: it has no statistics.
+        The last batch may be smaller. A single image left over joins the
+        batch before it: a dense layer has no variance for one example.
     ctx : mxnet.Context, optional
         Device; MXNet's current one by default.
     rng : numpy.random.Generator, optional
@@ -446,12 +468,12 @@ def batches(images, labels, batch_size, ctx=None, rng=None):
 
     Yields
     ------
-    X : NDArray, shape (batch_size, 1, 28, 28), float32, 0 to 1
-    y : NDArray, shape (batch_size,), float32
+    X : NDArray, shape (k, 1, 28, 28), float32, 0 to 1
+    y : NDArray, shape (k,), float32
     """
     n = len(images)
     order = np.arange(n) if rng is None else rng.permutation(n)
-    stops = [*range(batch_size, n - 1, batch_size), n]
+    stops = [*range(batch_size, n - 1, batch_size), n] if n else []
     for start, stop in zip([0, *stops], stops, strict=False):
         rows = order[start:stop]
         X = nd.array(images[rows, None], ctx=ctx, dtype='float32') / 255
@@ -498,7 +520,7 @@ def train(digits, params, norm, test_norm, learning_rate=0.001, epochs=10,
         each epoch.
     """
     rng = np.random.default_rng(seed)
-    steps = -(-len(digits.train_images) // batch_size)
+    steps = max(1, -(-(len(digits.train_images) - 1) // batch_size))
     history, loss = [], None
     for epoch in range(1, epochs + 1):
         for X, y in tqdm(batches(digits.train_images, digits.train_labels,
@@ -533,7 +555,8 @@ def settle(moving, images, params, ctx=None, batch_size=500):
     ctx : mxnet.Context, optional
         Device of the parameters.
     batch_size : int
-        The statistics are a plain average over batches of this size.
+        The statistics are an average over batches of this size, each
+        weighted by its images.
 
     Raises
     ------
@@ -546,9 +569,9 @@ def settle(moving, images, params, ctx=None, batch_size=500):
     """
     if len(images) < 2:
         raise ValueError(f'images: expected two or more, got {len(images)}')
-    settled = MovingStatistics()
-    for k, (X, _) in enumerate(batches(images, np.zeros(len(images)),
-                                       batch_size, ctx)):
-        norm, _ = training_and_testing(settled, momentum=k / (k + 1))
+    settled, seen = MovingStatistics(), 0
+    for X, _ in batches(images, np.zeros(len(images)), batch_size, ctx):
+        norm, _ = training_and_testing(settled, seen / (seen + len(X)))
         net(X, params, norm)
+        seen += len(X)
     moving.mean, moving.var = settled.mean, settled.var
