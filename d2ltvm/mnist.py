@@ -3,6 +3,7 @@
 """The digits: MNIST"""
 
 import contextlib
+import functools
 import gzip
 import hashlib
 import io
@@ -16,9 +17,10 @@ import numpy as np
 
 from d2ltvm import needed_for
 
-__all__ = ['Bar', 'Digits', 'FILES', 'MIRRORS', 'TIMEOUT', 'digits_28',
-           'download', 'fetch', 'find_file', 'load_digits', 'load_mnist',
-           'parse_idx', 'read_idx', 'retrieve', 'unpack']
+__all__ = ['Bar', 'Digits', 'FASHION_FILES', 'FASHION_MIRRORS', 'FILES',
+           'MIRRORS', 'TIMEOUT', 'digits_28', 'download', 'fetch', 'find_file',
+           'load_clothes', 'load_digits', 'load_fashion_mnist', 'load_mnist',
+           'load_set', 'parse_idx', 'read_idx', 'retrieve', 'unpack']
 
 
 # chapters/mnist.ipynb, cell constants
@@ -46,12 +48,36 @@ MIRRORS = (  # each offers NAME.gz
 
 
 # chapters/mnist.ipynb, cell constants
+FASHION_FILES = {  # name: (shape, SHA-256 of the packed file)
+    'train-images-idx3-ubyte.gz': (
+        (60000, 28, 28),
+        '3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84'),
+    'train-labels-idx1-ubyte.gz': (
+        (60000,),
+        'a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845'),
+    't10k-images-idx3-ubyte.gz': (
+        (10000, 28, 28),
+        '346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073'),
+    't10k-labels-idx1-ubyte.gz': (
+        (10000,),
+        '67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5')}
+
+
+# chapters/mnist.ipynb, cell constants
+FASHION_MIRRORS = (
+    'https://storage.googleapis.com/tensorflow/tf-keras-datasets/',
+    'http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/',
+    'https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/'
+    'gluon/dataset/fashion-mnist/')
+
+
+# chapters/mnist.ipynb, cell constants
 TIMEOUT = (3, 10)  # seconds to connect, seconds between two packets
 
 
 # chapters/mnist.ipynb, cell constants
 class Digits(NamedTuple):
-    """Pictures of digits, white on black, and what they show.
+    """Pictures, white on black, and the classes that they show.
 
     Images are uint8 of shape (n, 28, 28), 0 to 255; labels are uint8 of
     shape (n,), 0 to 9. `source` says in words where they come from.
@@ -114,7 +140,7 @@ def unpack(content, label):
 
 
 # chapters/mnist.ipynb, cell fn-read-idx
-def read_idx(path, shape, digest):
+def read_idx(path, shape, digest, packed=False):
     """Array in an IDX file, proved to be the one that is meant.
 
     Parameters
@@ -125,6 +151,8 @@ def read_idx(path, shape, digest):
         The shape it must have.
     digest : str
         SHA-256 of its unpacked content, 64 hexadecimal digits.
+    packed : bool
+        `digest` belongs to the file as it is, not to what is in it.
 
     Returns
     -------
@@ -137,11 +165,12 @@ def read_idx(path, shape, digest):
     OSError
         If the file cannot be read.
     """
-    content = unpack(Path(path).read_bytes(), path)
+    raw = Path(path).read_bytes()
+    content = unpack(raw, path)
     array = parse_idx(content, path)
     if array.shape != shape:
         raise ValueError(f'{path}: need shape {shape}, got {array.shape}')
-    found = hashlib.sha256(content).hexdigest()
+    found = hashlib.sha256(raw if packed else content).hexdigest()
     if found != digest:
         raise ValueError(f'{path}: need content of SHA-256 {digest}, '
                          f'got {found}')
@@ -173,9 +202,10 @@ class Bar:
 
 
 # chapters/mnist.ipynb, cell fn-download
-def download(url, path, _pooch=None):
-    """Write the unpacked content of `url` to `path`: a pooch downloader.
+def download(url, path, _pooch=None, packed=False):
+    """Write the content of `url` to `path`, unpacked unless `packed`.
 
+    Has the form of a pooch downloader.
     Raises `requests.RequestException` if the server cannot be reached, does
     not have the file or breaks off, ValueError if the gzip is damaged.
     """
@@ -191,7 +221,8 @@ def download(url, path, _pooch=None):
                                hooks={'response': close_error})
     with contextlib.closing(bar):
         get(url, body, None)
-    Path(path).write_bytes(unpack(body.getvalue(), url))
+    content = body.getvalue()
+    Path(path).write_bytes(content if packed else unpack(content, url))
 
 
 # chapters/mnist.ipynb, cell fn-fetch
@@ -203,7 +234,9 @@ def retrieve(url, digest, name, folder):
     level = logger.level
     logger.setLevel('WARNING')  # it would write to standard error
     try:
-        return pooch.retrieve(url, digest, name, folder, downloader=download)
+        return pooch.retrieve(
+            url, digest, name, folder, downloader=functools.partial(
+                download, packed=name.endswith('.gz')))
     finally:
         logger.setLevel(level)
 
@@ -215,9 +248,10 @@ def fetch(name, digest, mirrors, folder=None):
     Parameters
     ----------
     name : str
-        Name of the unpacked file; a mirror offers it as `name`.gz.
+        Name in the cache. If it ends in `.gz` the file is kept as it comes,
+        otherwise it is unpacked; a mirror always offers it with `.gz`.
     digest : str
-        SHA-256 of the unpacked content.
+        SHA-256 of the file in the cache.
     mirrors : sequence of str
         Addresses to put before the name, tried in this order.
     folder : str or Path, optional
@@ -226,7 +260,7 @@ def fetch(name, digest, mirrors, folder=None):
     Returns
     -------
     str
-        The path of the unpacked file. Its checksum is right.
+        The path of the file. Its checksum is right.
 
     Raises
     ------
@@ -244,7 +278,8 @@ def fetch(name, digest, mirrors, folder=None):
     kind, reasons = ConnectionError, []
     for mirror in mirrors:
         try:
-            return retrieve(f'{mirror}{name}.gz', digest, name, folder)
+            url = f'{mirror}{name.removesuffix(".gz")}.gz'
+            return retrieve(url, digest, name, folder)
         except requests.RequestException as error:
             answered = error.response is not None
             reason = error if answered else type(error).__name__
@@ -265,11 +300,56 @@ def find_file(name, folder, origin):
     Raises FileNotFoundError if there is neither; it names the folder and,
     with `origin`, says who asked for this folder.
     """
-    for path in (Path(folder, name), Path(folder, f'{name}.gz')):
+    names = [name] if name.endswith('.gz') else [name, f'{name}.gz']
+    for path in (Path(folder, each) for each in names):
         if path.is_file():
             return path
-    raise FileNotFoundError(
-        f'need {name} or {name}.gz in {folder} ({origin}), found neither')
+    raise FileNotFoundError(f'need {" or ".join(names)} in {folder} '
+                            f'({origin}), found none')
+
+
+# chapters/mnist.ipynb, cell fn-load-mnist
+def load_set(kind, files, mirrors, folder=None, subfolder=''):
+    """Arrays of four IDX files, from a folder, the cache or a mirror.
+
+    Parameters
+    ----------
+    kind : str
+        What the set is called.
+    files : dict of str to (tuple of int, str)
+        As `FILES`: shape and SHA-256 by the name of the file.
+    mirrors : sequence of str
+        As for `fetch`.
+    folder : str or Path, optional
+        As for `load_mnist`.
+    subfolder : str
+        Where the files lie in the folder of `D2LTVM_DATA` or in the cache.
+
+    Returns
+    -------
+    Digits
+
+    Raises
+    ------
+    FileNotFoundError, ValueError, ConnectionError, OSError
+        As `load_mnist`.
+    """
+    origin, cache = 'the folder given', None
+    if folder is None and os.environ.get('D2LTVM_DATA'):
+        folder = Path(os.environ['D2LTVM_DATA'], subfolder)
+        origin = 'the folder in D2LTVM_DATA'
+    elif folder is None:
+        origin = 'the cache'
+        if subfolder:
+            with needed_for('downloading'):
+                import pooch
+            cache = pooch.os_cache('d2ltvm') / subfolder
+    arrays = []
+    for name, (shape, digest) in files.items():
+        path = (find_file(name, folder, origin) if folder is not None
+                else fetch(name, digest, mirrors, cache))
+        arrays.append(read_idx(path, shape, digest, name.endswith('.gz')))
+    return Digits(*arrays, source=f'{kind}, from {origin}')
 
 
 # chapters/mnist.ipynb, cell fn-load-mnist
@@ -300,16 +380,34 @@ def load_mnist(folder=None):
     OSError
         If the cache cannot be used.
     """
-    origin = 'the folder given'
-    if folder is None:
-        folder = os.environ.get('D2LTVM_DATA') or None
-        origin = 'the folder in D2LTVM_DATA' if folder else 'the cache'
-    arrays = []
-    for name, (shape, digest) in FILES.items():
-        path = (find_file(name, folder, origin) if folder is not None
-                else fetch(name, digest, MIRRORS))
-        arrays.append(read_idx(path, shape, digest))
-    return Digits(*arrays, source=f'MNIST, from {origin}')
+    return load_set('MNIST', FILES, MIRRORS, folder)
+
+
+# chapters/mnist.ipynb, cell fn-load-mnist
+def load_fashion_mnist(folder=None):
+    """The Fashion-MNIST pictures of Xiao et al. (2017), checked.
+
+    Parameters
+    ----------
+    folder : str or Path, optional
+        Holds the four files, packed as published. Without it the folder
+        `fashion-mnist` in that of `D2LTVM_DATA` counts, and without both the
+        cache, which is filled from the mirrors.
+
+    Returns
+    -------
+    Digits
+        60000 training and 10000 test images; the labels 0 to 9 stand for
+        T-shirt, trouser, pullover, dress, coat, sandal, shirt, sneaker, bag,
+        ankle boot.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError, ConnectionError, OSError
+        As `load_mnist`.
+    """
+    return load_set('Fashion-MNIST', FASHION_FILES, FASHION_MIRRORS, folder,
+                    'fashion-mnist')
 
 
 # chapters/mnist.ipynb, cell fn-digits-28
@@ -354,3 +452,21 @@ def load_digits(folder=None):
         print(f'MNIST is neither in a folder nor delivered by a mirror: '
               f'going on with {data.source}.')
         return data
+
+
+# chapters/mnist.ipynb, cell fn-load-digits
+def load_clothes():
+    """Fashion-MNIST if it can be had, else what `load_digits` gives.
+
+    Prints one sentence if it falls back: when no mirror delivers, or when
+    the folder in `D2LTVM_DATA` has no folder `fashion-mnist`. Raises the
+    other errors of `load_fashion_mnist` and `load_digits`.
+    """
+    folder = os.environ.get('D2LTVM_DATA')
+    try:
+        if not folder or Path(folder, 'fashion-mnist').is_dir():
+            return load_fashion_mnist()
+    except ConnectionError:
+        pass
+    print('Fashion-MNIST cannot be had here: going on with digits.')
+    return load_digits()

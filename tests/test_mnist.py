@@ -431,6 +431,75 @@ def test_digits_28():
     np.testing.assert_allclose(images, expected, rtol=0, atol=0.5 + 1e-9)
 
 
+# Fashion-MNIST
+
+@pytest.fixture
+def clothes(monkeypatch):
+    """A small stand-in for its four packed files: name -> content."""
+    rng = np.random.default_rng(1)
+    contents, known = {}, {}
+    for name, shape in zip(mnist.FASHION_FILES, (
+            (4, 28, 28), (4,), (2, 28, 28), (2,)), strict=True):
+        contents[name] = gzip.compress(
+            idx(rng.integers(0, 256, shape, dtype='uint8')))
+        known[name] = shape, sha(contents[name])
+    monkeypatch.setattr(mnist, 'FASHION_FILES', known)
+    return contents
+
+
+def check_clothes(data, clothes):
+    check(data, {name: gzip.decompress(content)
+                 for name, content in clothes.items()})
+
+
+def test_clothes_from_folders(clothes, files, cache, tmp_path, monkeypatch):
+    write(tmp_path, files)
+    monkeypatch.setenv('D2LTVM_DATA', str(tmp_path))
+    check(mnist.load_clothes(), files)  # no folder fashion-mnist: no download
+    write(tmp_path / 'fashion-mnist', clothes)
+    for data in (mnist.load_clothes(), mnist.load_fashion_mnist(),
+                 mnist.load_fashion_mnist(tmp_path / 'fashion-mnist')):
+        check_clothes(data, clothes)
+        assert data.source.startswith('Fashion-MNIST, from the folder')
+    check(mnist.load_mnist(), files)
+    assert not cache.exists()
+    last = list(clothes)[-1]
+    (tmp_path / 'fashion-mnist' / last).unlink()
+    with pytest.raises(FileNotFoundError, match=f'need {last} in '):
+        mnist.load_clothes()
+
+
+def test_clothes_are_downloaded_packed(clothes, cache, monkeypatch, server):
+    for name, content in clothes.items():  # sent as they are: `unpacked`
+        server.contents[name.removesuffix('.gz')] = content
+    monkeypatch.setattr(mnist, 'FASHION_MIRRORS', [
+        server.mirror('missing'), server.mirror('unpacked')])
+    for _ in range(2):  # the second time from the cache
+        check_clothes(mnist.load_clothes(), clothes)
+        assert len(server.requests) == 8
+    assert sorted((cache / 'fashion-mnist').iterdir()) == sorted(
+        cache / 'fashion-mnist' / name for name in clothes)
+
+
+def test_no_clothes_offline(clothes, files, cache, monkeypatch, closed,
+                            capfd):
+    monkeypatch.setattr(mnist, 'FASHION_MIRRORS', [closed])
+    monkeypatch.setattr(mnist, 'MIRRORS', [closed])
+    data = mnist.load_clothes()
+    assert 'scikit-learn' in data.source
+    assert capfd.readouterr().out.startswith('Fashion-MNIST cannot be had')
+
+
+def test_damaged_clothes(clothes, tmp_path):
+    name = list(clothes)[1]
+    packed = clothes[name]  # the ninth byte only says who packed it
+    altered = packed[:9] + bytes([packed[9] ^ 1]) + packed[10:]
+    write(tmp_path / 'own', {**clothes, name: altered})
+    with pytest.raises(ValueError, match=f'{name}.*{sha(clothes[name])}.*'
+                                         f'{sha(altered)}'):
+        mnist.load_fashion_mnist(tmp_path / 'own')
+
+
 # Packages and the real data
 
 def test_optional_packages(files, cache, tmp_path, monkeypatch):
