@@ -2,11 +2,16 @@
 import mxnet as mx
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from mxnet import autograd, nd
 from numpy.testing import assert_allclose, assert_array_equal
 
 from d2ltvm import from_scratch as fs
 from d2ltvm.mnist import Digits, digits_28
+
+# Every test runs in both semantics of MXNet
+pytestmark = pytest.mark.usefixtures('semantics')
 
 A = np.array([[1, 7], [5, 4], [6, 10]])
 A_PRINTED = [[-1.38872862, 0], [0.46290955, -1.22474384],
@@ -385,3 +390,86 @@ def test_alternating_times():
     assert ''.join(calls) == 'ab' + 'aabb' * 2
     assert all(0 <= low <= median <= high
                for low, median, high in times.values())
+
+
+# Random shapes, offsets and scales against float64
+
+@st.composite
+def activations(draw):
+    """X, gamma, beta; one value per channel in a batch is left out."""
+    dense = draw(st.booleans())
+    N, C, H, W = (draw(st.integers(1, k)) for k in (6, 4, 5, 7))
+    shape = (max(N, 2), C) if dense else (N, C, H, max(W, 2))
+    dtype = draw(st.sampled_from(['float32', 'float64']))
+    rng = np.random.default_rng(draw(st.integers(0, 2 ** 32)))
+    scale = draw(st.sampled_from([1e-15, 1e-3, 1, 1e3, 1e12]))
+    X = scale * (draw(st.sampled_from([0, 1000])) + rng.normal(size=shape))
+    gamma, beta = rng.normal(1, 0.5, C), rng.normal(size=C)
+    return [a.astype(dtype) for a in (X, gamma, beta)]
+
+
+def rounding(X, gamma, beta, var, eps=1e-5):
+    """What rounding may do to the output, per channel.
+
+    Each of a few operations rounds by half of `finfo.eps`, relative to the
+    terms that are added: |gamma| |X| / sqrt(var + eps) and |beta|.
+    """
+    largest = np.abs(X.astype('float64')).max((0, *range(2, X.ndim)))
+    terms = np.abs(gamma) * largest / np.sqrt(var + eps) + np.abs(beta)
+    return 16 * np.finfo(X.dtype).eps * terms
+
+
+@given(activations())
+def test_property_statistics_and_output(semantics, arrays):
+    X, gamma, beta = arrays
+    expected, mean, var = reference(X, gamma, beta)
+    like = {'dtype': X.dtype}
+    found = [a.asnumpy() for a in fs.batch_statistics(nd.array(X, **like))]
+    unit = np.finfo(X.dtype).eps
+    largest = np.abs(X.astype('float64')).max((0, *range(2, X.ndim)))
+    assert (abs(found[0] - mean) <= 16 * unit * largest).all()
+    # the mean is off by d: the squares are off by d * d and 2 d |x - mean|
+    off = 16 * unit * largest
+    assert (abs(found[1] - var) <= 16 * unit * var + off ** 2
+            + 2 * off * np.sqrt(var)).all()
+    assert_array_equal(fs.channel_mean(nd.array(X, **like)).asnumpy(),
+                       found[0])
+    # the error of the variance, bounded above, moves the output in proportion
+    shift = abs(expected - per_channel(X, beta)) * per_channel(
+        X, abs(found[1] - var) / (var + 1e-5))
+    limit = per_channel(X, rounding(X, gamma, beta, var)) + shift
+    for Y in (fs.pure_batch_norm(*(nd.array(a, **like) for a in arrays)),
+              fs.batch_norm(*(nd.array(a, **like) for a in arrays))):
+        assert Y.dtype == X.dtype and Y.shape == X.shape
+        assert (abs(Y.asnumpy() - expected) <= limit).all()
+
+
+@given(activations())
+def test_property_scale_shift(semantics, arrays):
+    X, scale, shift = (nd.array(a, dtype=a.dtype) for a in arrays)
+    wide = [a.astype('float64') for a in arrays]
+    terms = abs(wide[0] * per_channel(X, wide[1])), abs(
+        per_channel(X, wide[2]))
+    expected = (wide[0] * per_channel(X, wide[1])
+                + per_channel(X, wide[2]))
+    error = abs(fs.scale_shift(X, scale, shift).asnumpy() - expected)
+    assert (error <= 2 * np.finfo(X.dtype).eps * sum(terms)).all()
+
+
+@given(st.lists(activations(), min_size=1, max_size=4),
+       st.sampled_from([0, 0.5, 0.9, 0.99]))
+def test_property_moving_statistics(semantics, runs, momentum):
+    """Each run has its scope; its two batches are mixed by the formula."""
+    moving = fs.MovingStatistics()
+    for scope, (X, gamma, beta) in enumerate(runs):
+        halves = X, X[::-1] * X.dtype.type(0.5)
+        for half in halves:
+            fs.batch_norm(*(nd.array(a, dtype=X.dtype)
+                            for a in (half, gamma, beta)), momentum,
+                          scope_name=str(scope), moving=moving)
+        stats = [[a.asnumpy() for a in fs.batch_statistics(
+            nd.array(half, dtype=X.dtype))] for half in halves]
+        for found, first, second in zip(moving[str(scope)], *stats,
+                                        strict=True):
+            assert_allclose(found.asnumpy(), momentum * first.astype('float64')
+                            + (1 - momentum) * second, rtol=1e-6)

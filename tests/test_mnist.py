@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pooch
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import ndimage
 from sklearn import datasets
 
@@ -161,6 +163,16 @@ def test_parse_idx(shape):
 def test_parse_idx_refuses(content, expected):
     with pytest.raises(ValueError, match=f'^digits.gz: .*{expected}'):
         mnist.parse_idx(content, 'digits.gz')
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=4), st.binary())
+def test_property_parse_idx(shape, noise):
+    array = np.random.default_rng(len(noise)).integers(
+        0, 256, shape, dtype='uint8')
+    np.testing.assert_array_equal(mnist.parse_idx(idx(array)), array)
+    if noise:  # anything behind it is refused
+        with pytest.raises(ValueError, match='needs'):
+            mnist.parse_idx(idx(array) + noise)
 
 
 def test_read_idx_takes_any_packing(tmp_path):

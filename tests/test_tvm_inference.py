@@ -11,6 +11,8 @@ import mxnet as mx
 import numpy as np
 import pytest
 import tvm
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tvm import te
 
 from d2ltvm import tvm_inference as module
@@ -431,3 +433,37 @@ def test_missing_mxnet_is_named(monkeypatch):
         module.batch_norm_mxnet(*arrays)
     with pytest.raises(ImportError, match=r'get_bn_data_mxnet needs .*mxnet'):
         module.get_bn_data_mxnet(2, 2)
+
+
+# Random sizes, offsets and scales
+
+@settings(max_examples=15)  # each compiles
+@given(c=st.integers(1, 9), n=st.integers(1, 9),
+       seed=st.integers(0, 2 ** 32), offset=st.sampled_from([0, 1000]),
+       scale=st.sampled_from([1e-15, 1e-3, 1, 1e3, 1e15]),
+       eps=st.sampled_from([1e-12, 1e-5, 1.0]))
+def test_property_tvm_and_mxnet_against_float64(
+        semantics, c, n, seed, offset, scale, eps):
+    rng = np.random.default_rng(seed)
+    X = scale * (offset + rng.normal(size=(c, n, n)))
+    params = [p.reshape(c, 1, 1) for p in (
+        scale * (offset + rng.normal(size=c)),
+        scale ** 2 * rng.chisquare(3, c), *rng.normal(size=(2, c)))]
+    arrays = [a.astype('float32') for a in (X, *params)]
+    Y = module.run_bn(build(c, n, eps), *arrays)
+    assert module.bn_error(Y, *arrays, eps=eps) < BOUND
+    data, *others = map(mx.nd.array, (arrays[0][None], *arrays[1:]))
+    out = mx.nd.empty((1, c, n, n))
+    if eps > 1e-11:  # its operator may refuse smaller ones
+        module.batch_norm_mxnet(data, *others, out, eps=eps)
+        assert module.bn_error(out[0].asnumpy(), *arrays, eps=eps) < BOUND
+
+
+@given(c=st.integers(1, 9), n=st.integers(1, 9))
+def test_property_data_in_both_forms(semantics, c, n):
+    ours, theirs = module.get_bn_data(c, n), module.get_bn_data_mxnet(c, n)
+    for a, b in zip(ours[:5], theirs[:5], strict=True):
+        np.testing.assert_array_equal(np.broadcast_to(a, b.shape),
+                                      b.asnumpy())
+    assert [a.shape for a in ours] == [
+        (c, n, n), *4 * [(c, 1, 1)], (c, n, n)]
