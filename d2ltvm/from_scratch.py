@@ -85,8 +85,9 @@ def batch_statistics(X):
     """
     mean = channel_mean(X)
     constant = mean.detach()  # the variance does not depend on it: see text
-    centred = scale_shift(X, nd.ones_like(constant), -constant)
-    return mean, channel_mean(nd.square(centred))
+    spread = nd.broadcast_to(  # X - constant would sum in the backward pass
+        constant.reshape((1, -1) + (1,) * (X.ndim - 2)), X.shape)
+    return mean, channel_mean(nd.square(X - spread))
 
 
 # chapters/from_scratch.ipynb, cell fn-pure-batch-norm

@@ -15,5 +15,5 @@ def semantics(request):
     """MXNet as it starts, and after `npx.set_np()`, which d2l calls."""
     if request.param:
         mx.npx.set_np()
-    yield
+    yield request.param
     mx.npx.reset_np()
