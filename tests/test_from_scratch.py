@@ -2,7 +2,7 @@
 import mxnet as mx
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mxnet import autograd, nd
 from numpy.testing import assert_allclose, assert_array_equal
@@ -473,3 +473,75 @@ def test_property_moving_statistics(semantics, runs, momentum):
                                         strict=True):
             assert_allclose(found.asnumpy(), momentum * first.astype('float64')
                             + (1 - momentum) * second, rtol=1e-6)
+
+
+@given(st.integers(2, 40), st.integers(1, 12), st.integers(0, 99))
+def test_property_batches(semantics, n, batch_size, seed):
+    """Each image once, with its label; never a batch of one, unless asked."""
+    images = np.arange(n, dtype='uint8')[:, None, None] + np.zeros(
+        (1, 28, 28), 'uint8')
+    for rng in (None, np.random.default_rng(seed)):
+        seen = [(X.asnumpy(), y.asnumpy()) for X, y in fs.batches(
+            images, images[:, 0, 0], batch_size, rng=rng)]
+        order = np.concatenate([y for _, y in seen])
+        assert_array_equal(np.sort(order), np.arange(n))
+        assert rng is not None or (order == np.arange(n)).all()
+        assert batch_size == 1 or min(len(y) for _, y in seen) > 1
+        for X, y in seen:
+            assert X.shape == (len(y), 1, 28, 28)
+            assert_allclose(255 * X[:, 0, 3, 5], y, rtol=1e-6)
+
+
+@given(st.integers(1, 8), st.integers(1, 6), st.integers(0, 99),
+       st.sampled_from([1e-3, 1, 100]))
+def test_property_loss_and_its_gradient(semantics, N, K, seed, scale):
+    rng = np.random.default_rng(seed)
+    logits = (scale * rng.normal(size=(N, K))).astype('float32')
+    labels = rng.integers(K, size=N)
+    wide = logits.astype('float64')
+    log_softmax = wide - wide.max(axis=1, keepdims=True)
+    log_softmax -= np.log(np.exp(log_softmax).sum(axis=1, keepdims=True))
+    X = nd.array(logits)
+    X.attach_grad()
+    with autograd.record():
+        loss = fs.softmax_cross_entropy(X, nd.array(labels))
+    loss.backward()
+    # the library's logarithm is off by 1.5e-6 where one class is certain
+    size = 1 + abs(wide).max()
+    assert_allclose(loss.asscalar(), -log_softmax[range(N), labels].sum(),
+                    atol=3e-6 * N * size, rtol=1e-6)
+    assert_allclose(X.grad.asnumpy(), np.exp(log_softmax)
+                    - np.eye(K)[labels], atol=3e-6 * size)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=3),
+       st.floats(0, 10, width=32), st.integers(0, 99))
+def test_property_sgd(semantics, shape, learning_rate, seed):
+    value, grad = np.random.default_rng(seed).normal(
+        size=(2, *shape)).astype('float32')
+    param = nd.array(value)
+    param.attach_grad()
+    param.grad[:] = nd.array(grad)
+    fs.sgd({'w': param}, learning_rate)
+    assert_allclose(param.asnumpy(), value - learning_rate * grad, rtol=1e-6,
+                    atol=1e-6 * (1 + learning_rate) * abs(grad).max())
+
+
+@settings(max_examples=8)
+@given(st.integers(1, 25), st.integers(1, 9), st.integers(0, 99))
+def test_property_accuracy_and_settling(semantics, n, batch_size, seed):
+    """Against the network itself, image by image, and all images at once."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(256, size=(n + 1, 28, 28)).astype('uint8')
+    labels = rng.integers(10, size=n + 1).astype('uint8')
+    params, moving = fs.init_params(0.1, seed), fs.MovingStatistics()
+    fs.settle(moving, images, params, batch_size=n + 1)
+    X = nd.array(images[:, None] / 255)
+    named = fs.net(X, params, fs.no_norm).asnumpy().argmax(axis=1)
+    assert fs.accuracy(images, labels, params, fs.no_norm,
+                       batch_size=batch_size) == np.mean(named == labels)
+    H = nd.Convolution(X, params['W1'], params['b1'], kernel=(3, 3),
+                       num_filter=20).asnumpy().astype('float64')
+    assert_allclose(moving.mean['bn1'].asnumpy(), H.mean((0, 2, 3)),
+                    rtol=1e-4, atol=1e-6)
+    assert_allclose(moving.var['bn1'].asnumpy(), H.var((0, 2, 3)), rtol=1e-4)

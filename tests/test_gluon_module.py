@@ -13,7 +13,7 @@ from mxnet.gluon import nn
 from numpy.testing import assert_allclose, assert_array_equal
 
 from d2ltvm import gluon_module as gm
-from d2ltvm.mnist import digits_28
+from d2ltvm.mnist import Digits, digits_28
 
 examples = settings(deadline=None, max_examples=30, derandomize=True)
 
@@ -539,3 +539,23 @@ def test_fit(hybrid, array, capfd):
     assert_allclose(history[1, 2], correct.mean(), rtol=1e-5)
     assert gm.fit(model, data, max_epochs=1).shape == (1, 3)  # starts anew
     assert capfd.readouterr() == ('', '')
+
+
+@given(st.integers(2, 40), st.integers(1, 12), st.integers(0, 99))
+def test_property_pictures(array, n, batch_size, seed):
+    """Each training image once in every pass, with its label."""
+    images = np.arange(n, dtype='uint8')[:, None, None] + np.zeros(
+        (1, 28, 28), 'uint8')
+    labels = images[:, 0, 0]
+    data = gm.Pictures(Digits(images, labels, images, labels, 'numbers'),
+                       batch_size, seed)
+    train, test = data.train_dataloader(), data.val_dataloader()
+    for loader in (train, train, test):
+        seen = [(X.asnumpy(), y.asnumpy()) for X, y in loader]
+        assert len(seen) == len(loader)
+        order = np.concatenate([y for _, y in seen])
+        assert_array_equal(np.sort(order), labels)
+        assert loader is train or (order == labels).all()
+        for X, y in seen:
+            assert X.shape == (len(y), 1, 28, 28)
+            assert_allclose(255 * X[:, 0, 3, 5], y, rtol=1e-6)
