@@ -92,6 +92,19 @@ def test_stored_training_is_the_full_one():
     assert tested[0] >= 0.985 and tested[9] >= 0.993  # with batch norm
 
 
+def test_stored_lenet_is_the_full_one():
+    """Ten epochs; both normalized networks pass 0.98, the plain one not."""
+    table, = (''.join(output.get('text', '') for output in cell.outputs)
+              for cell in code_cells(NOTEBOOKS['gluon_module'])
+              if cell.id == 'table')
+    rows = re.findall(r'^ +(\d+) +([\d.]+) +([\d.]+) +([\d.]+)$', table,
+                      re.MULTILINE)
+    assert [int(row[0]) for row in rows] == list(range(1, 11))
+    plain, ours, builtin = map(float, rows[-1][1:])
+    if table.startswith('MNIST'):
+        assert plain < 0.95 and min(ours, builtin) > 0.98
+
+
 def test_most_outputs_are_compared():
     """At most 15 % of the cells with output are exempt from comparison."""
     with_output = [cell for notebook in NOTEBOOKS.values()
