@@ -12,6 +12,17 @@ _MODULE_OF = {  # names that are found in `d2ltvm` itself
     'get_bn_data': 'tvm_inference',
     'get_bn_data_mxnet': 'tvm_inference',
     'run_bn': 'tvm_inference',
+    'PARALLEL_FROM': 'cpu_schedule',
+    'bench_bn_mxnet': 'cpu_schedule',
+    'bench_bn_tvm': 'cpu_schedule',
+    'bench_workload': 'cpu_schedule',
+    'bn_timer_mxnet': 'cpu_schedule',
+    'check_build': 'cpu_schedule',
+    'host_target': 'cpu_schedule',
+    'inference_kernel': 'cpu_schedule',
+    'inference_schedule': 'cpu_schedule',
+    'parallel_copy': 'cpu_schedule',
+    'vector_lanes': 'cpu_schedule',
 }
 __all__ = ['needed_for']
 __all__ += list(_MODULE_OF)

@@ -1,0 +1,449 @@
+"""The scheduled operator: shapes, addresses, targets, wrong arguments."""
+import inspect
+import math
+import subprocess
+import sys
+
+import d2ltvm
+import mxnet as mx
+import numpy as np
+import pytest
+import tvm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tvm import te
+from tvm.target import Target, codegen
+
+from d2ltvm import cpu_schedule as module
+from d2ltvm.tvm_inference import batch_norm, batch_norm_float64, bn_error
+
+BOUND = 1e-6  # seven float32 roundings are at most 4.2e-7
+BASELINE = Target({'kind': 'llvm'})
+
+
+def misaligned(array, offset=4):
+    """A copy that starts `offset` bytes after a multiple of 64."""
+    memory = np.empty(array.nbytes + 128, 'uint8')
+    start = -memory.ctypes.data % 64 + offset
+    view = memory[start:start + array.nbytes].view(array.dtype)
+    view = view.reshape(array.shape)
+    view[...] = array
+    return view
+
+
+def draw(shape, seed=0, offset=0, scale=1, dtype='float32'):
+    """X, mean, var, gamma, beta."""
+    rng = np.random.default_rng(seed)
+    C = shape[1]
+    X = scale * (offset + rng.normal(size=shape))
+    params = (scale * (offset + rng.normal(size=C)),
+              scale ** 2 * rng.chisquare(3, C), *rng.normal(size=(2, C)))
+    return [X.astype(dtype), *(p.reshape(C, 1, 1).astype('float32')
+                               for p in params)]
+
+
+def run(kernel, arrays):
+    """The result, computed between bytes that must not change."""
+    size = arrays[0].size
+    memory = np.full(size + 64, 7, arrays[0].dtype)
+    out = memory[32:32 + size].reshape(arrays[0].shape)
+    out[...] = math.nan
+    kernel(*arrays, out)
+    assert (memory[:32] == 7).all() and (memory[32 + size:] == 7).all()
+    return out
+
+
+@pytest.fixture(scope='module')
+def kernel():
+    return module.inference_kernel((2, 3, 13, 5))
+
+
+@pytest.fixture
+def arrays():
+    return draw((2, 3, 13, 5))
+
+
+def test_the_names_of_the_book_are_also_at_the_top():
+    for name in ('bench_workload', 'bench_bn_tvm', 'bn_timer_mxnet',
+                 'bench_bn_mxnet'):
+        assert getattr(d2ltvm, name) is getattr(module, name)
+    for name, parameters in (('bench_workload', ['workload']),
+                             ('bench_bn_tvm', ['func', 'sizes', 'target']),
+                             ('bn_timer_mxnet', ['c', 'n', 'ctx']),
+                             ('bench_bn_mxnet', ['sizes', 'ctx'])):
+        assert [*inspect.signature(getattr(module, name)).parameters
+                ] == parameters
+
+
+# Numbers
+
+@settings(max_examples=30)  # each compiles
+@given(shape=st.tuples(st.integers(1, 5), st.integers(1, 9),
+                       st.integers(1, 20), st.integers(1, 20)),
+       seed=st.integers(0, 2 ** 32), offset=st.sampled_from([0, 1000]),
+       scale=st.sampled_from([1e-15, 1e-3, 1, 1e3, 1e15]),
+       eps=st.sampled_from([1e-12, 1e-5, 1.0]),
+       address=st.integers(0, 15).map(lambda i: 4 * i),
+       baseline=st.booleans(), parallel=st.booleans())
+def test_property_against_float64(monkeypatch, shape, seed, offset, scale,
+                                  eps, address, baseline, parallel):
+    monkeypatch.setattr(module, 'PARALLEL_FROM', 1 if parallel else 2 ** 40)
+    kernel = module.inference_kernel(
+        shape, BASELINE if baseline else None, eps=eps)
+    arrays = [misaligned(array, address)
+              for array in draw(shape, seed, offset, scale)]
+    assert bn_error(run(kernel, arrays), *arrays, eps=eps) < BOUND
+
+
+@settings(max_examples=12)
+@given(shape=st.tuples(st.integers(1, 4), st.integers(1, 40),
+                       st.sampled_from([1, 1, 3, 7]),
+                       st.sampled_from([1, 1, 5, 16])),
+       seed=st.integers(0, 2 ** 32), offset=st.sampled_from([0, 1000]),
+       baseline=st.booleans())
+def test_property_float16_is_rounded_once(shape, seed, offset, baseline):
+    kernel = module.inference_kernel(
+        shape, BASELINE if baseline else None, 'float16')
+    arrays = draw(shape, seed, offset, dtype='float16')
+    arrays[0] = misaligned(arrays[0], 2)
+    Y, exact = run(kernel, arrays), batch_norm_float64(*arrays)
+    terms = batch_norm_float64(abs(arrays[0]), -abs(arrays[1]), arrays[2],
+                               abs(arrays[3]), abs(arrays[4]))
+    with np.errstate(over='ignore'):  # beyond 65504 both are infinite
+        half = exact.astype('float16')
+    finite = np.isfinite(half) & np.isfinite(Y)
+    error = abs(Y.astype('float64') - exact)
+    # half a step of float16, and the float32 arithmetic before it
+    bound = 2.0 ** -11 * abs(exact) + 2.0 ** -25 + BOUND * terms
+    assert (error <= bound * (1 + 1e-6))[finite].all()
+    assert (abs(exact[~finite]) > 65000).all()
+
+
+@pytest.mark.parametrize('shape', [
+    (2, 8, 99, 77), (1, 2, 301, 303), (1, 1, 1, 40000), (7, 5000, 1, 1),
+    (64, 1003, 1, 1), (1, 40000, 1, 1), (3, 1, 128, 129), (300, 64, 1, 3)])
+def test_large_shapes_in_parallel(shape):
+    text = module.inference_schedule(shape, 8).mod.script()
+    assert text.count('T.parallel') == 1
+    arrays = draw(shape)
+    Y = run(module.inference_kernel(shape), arrays)
+    assert bn_error(Y, *arrays) < BOUND
+
+
+def test_all_threads_give_the_same_bits(monkeypatch):
+    shape = (4, 6, 31, 33)
+    arrays, results = draw(shape), []
+    for limit in (1, 2 ** 40):
+        monkeypatch.setattr(module, 'PARALLEL_FROM', limit)
+        results.append(run(module.inference_kernel(shape), arrays))
+    assert results[0].tobytes() == results[1].tobytes()
+
+
+def test_tensors_and_output_in_the_place_of_the_input(kernel, arrays):
+    tensors = [tvm.runtime.tensor(array) for array in arrays]
+    out = tvm.runtime.empty(arrays[0].shape, 'float32')
+    kernel(*tensors, out)
+    expected = out.numpy()
+    kernel(*tensors, tensors[0])
+    assert tensors[0].numpy().tobytes() == expected.tobytes()
+    assert bn_error(expected, *arrays) < BOUND
+
+
+def test_nan_stays_where_it_is(kernel, arrays):
+    arrays[0][1, 2, 3, 4] = math.nan
+    arrays[2][0] = -1  # a negative variance
+    Y = run(kernel, arrays)
+    wrong = np.isnan(arrays[0])
+    wrong[:, 0] = True
+    np.testing.assert_array_equal(np.isnan(Y), wrong)
+
+
+def test_constant_channel(kernel, arrays):
+    arrays[0][:, 1] = arrays[1][1] = 3.5
+    arrays[2][1] = 0
+    Y = run(kernel, arrays)
+    np.testing.assert_allclose(Y[:, 1], arrays[4][1, 0, 0], rtol=1e-3)
+    assert bn_error(Y, *arrays) < BOUND
+
+
+# The schedule
+
+@settings(max_examples=25)
+@given(shape=st.tuples(*4 * [st.integers(1, 40)])
+       | st.tuples(st.integers(1, 99), st.integers(1, 999), *2 * [st.just(1)]),
+       lanes=st.sampled_from([4, 8, 16]))
+def test_property_no_condition_is_left(shape, lanes):
+    """A condition per lane costs the vectors."""
+    N, C, H, W = shape
+    text = module.inference_schedule(shape, lanes).mod.script()
+    assert 'T.where' not in text
+    length = C if H * W == 1 else H * W
+    assert (f'T.vectorized({lanes})' in text) == (length >= lanes)
+    large = N * C * H * W >= module.PARALLEL_FROM
+    assert text.count('T.parallel') == large
+
+
+@pytest.mark.parametrize('lanes', [1, 0, -4, 4.0, '4', None, True])
+def test_bad_lanes(lanes):
+    with pytest.raises(ValueError, match=r'^lanes: expected'):
+        module.inference_schedule((1, 2, 3, 4), lanes)
+
+
+# Targets
+
+def test_host_target_has_nothing_that_the_machine_lacks(capfd):
+    target = module.host_target()
+    present = tvm.get_global_func('tvm.codegen.llvm.GetHostCPUFeatures')()
+    features = codegen.llvm_get_cpu_features(target)
+    assert all(present.get(feature, True) for feature in features)
+    assert codegen.llvm_get_system_cpu() == target.attrs['mcpu']
+    kernel = module.inference_kernel((1, 2, 9, 9), target)
+    arrays = draw((1, 2, 9, 9))
+    assert bn_error(run(kernel, arrays), *arrays) < BOUND
+    assert capfd.readouterr().err == ''
+
+
+def test_host_target_of_an_unknown_processor(monkeypatch, capfd):
+    monkeypatch.setattr(codegen, 'llvm_get_system_cpu', lambda: 'abacus')
+    target = module.host_target()
+    assert 'mcpu' not in target.attrs
+    arrays = draw((1, 2, 9, 9))
+    kernel = module.inference_kernel((1, 2, 9, 9))
+    assert bn_error(run(kernel, arrays), *arrays) < BOUND
+    assert capfd.readouterr().err == ''
+
+
+def test_host_target_of_a_machine_that_hides_features(monkeypatch):
+    if not codegen.llvm_is_valid_cpu('x86-64-v4',
+                                     codegen.llvm_get_system_triple()):
+        pytest.skip('not an x86-64 processor')
+    get = tvm.get_global_func
+    hidden = {f: False for f in codegen.llvm_get_cpu_features(
+        Target({'kind': 'llvm', 'mcpu': 'x86-64-v4'})) if 'avx512' in f}
+    monkeypatch.setattr(codegen, 'llvm_get_system_cpu', lambda: 'x86-64-v4')
+    monkeypatch.setattr(tvm, 'get_global_func', lambda name, *args: (
+        (lambda: hidden) if 'HostCPUFeatures' in name else get(name, *args)))
+    target = module.host_target()
+    assert not [f for f in codegen.llvm_get_cpu_features(target)
+                if 'avx512' in f]
+    assert module.vector_lanes(target) == 8
+    code = tvm.compile(module.inference_schedule((1, 2, 9, 9), 8).mod,
+                       target=target).mod.inspect_source('asm')
+    assert 'ymm' in code and 'zmm' not in code
+
+
+@pytest.mark.parametrize('cpu, triple, lanes', [
+    ('x86-64', 'x86_64-linux-gnu', 4), ('x86-64-v2', 'x86_64-linux-gnu', 4),
+    ('sandybridge', 'x86_64-linux-gnu', 8),
+    ('x86-64-v3', 'x86_64-linux-gnu', 8),
+    ('x86-64-v4', 'x86_64-linux-gnu', 16),
+    ('neoverse-n1', 'aarch64-linux-gnu', 4),
+    ('generic', 'aarch64-linux-gnu', 4)])
+def test_vector_lanes(cpu, triple, lanes):
+    target = Target({'kind': 'llvm', 'mcpu': cpu, 'mtriple': triple})
+    assert module.vector_lanes(target) == lanes
+
+
+@pytest.mark.parametrize('target', ['llvm', None, 16])
+def test_vector_lanes_needs_a_target(target):
+    with pytest.raises(TypeError, match=r'^target: expected'):
+        module.vector_lanes(target)
+
+
+@pytest.mark.parametrize('target', [
+    'abacus', {'kind': 'abacus'}, {}, 16, 'c', {'kind': 'cuda', 'arch': 'x'},
+    {'kind': 'llvm', 'mcpu': 'native'}, {'kind': 'llvm', 'mcpu': 'abacus'},
+    {'kind': 'llvm', 'mcpu': 'znver4', 'mtriple': 'aarch64-linux-gnu'}])
+def test_bad_target(target):
+    with pytest.raises(ValueError, match=r'^target: '):
+        module.inference_kernel((1, 2, 3, 4), target)
+
+
+def test_target_in_three_forms():
+    arrays = draw((1, 2, 3, 4))
+    for target in ('llvm', {'kind': 'llvm'}, BASELINE):
+        Y = run(module.inference_kernel((1, 2, 3, 4), target), arrays)
+        assert bn_error(Y, *arrays) < BOUND
+
+
+# Wrong arguments
+
+@pytest.mark.parametrize('function', [
+    module.inference_kernel,
+    lambda *args, **options: module.inference_schedule(
+        args[0], 8, *args[1:], **options)])
+@pytest.mark.parametrize('name, value', [
+    *(('shape', shape) for shape in (
+        (3, 4, 4), (1, 2, 3, 4, 5), (1, 0, 3, 4), (-1, 2, 3, 4), None, 7,
+        (1, 2, 3, 4.0), (1, 2, 3, '4'), (1, 2, 3, True), (1, 2, 3, None),
+        'abcd', (1, 1, 2 ** 16, 2 ** 15), (1, 1, 1, 2 ** 64))),
+    *(('dtype', dtype) for dtype in ('float64', 'bfloat16', 'int8', None, 4)),
+    *(('eps', eps) for eps in (0, -1e-5, math.nan, math.inf, 1e-46, 1e39,
+                               '1e-5', None, True, 1j))])
+def test_bad_build(function, name, value):
+    options = {'shape': (1, 2, 3, 4), name: value}
+    with pytest.raises(ValueError, match=f'^{name}: expected .* got'):
+        function(options.pop('shape'), **options)
+
+
+def test_largest_shape_and_numpy_integers():
+    shape = (np.int64(1), np.int32(1), np.uint8(1), np.int64(2 ** 31 - 1))
+    module.inference_schedule(shape, 16)
+    module.inference_kernel([np.int64(1), 2, 3, 4],
+                            dtype=np.dtype('float16'), eps=np.float32(1))
+
+
+NAMES = ['X', 'mean', 'var', 'gamma', 'beta', 'out']
+
+
+@pytest.mark.parametrize('place', range(6))
+@pytest.mark.parametrize('change, error, message', [
+    (lambda a: a.astype('float64'), TypeError, '{}.dtype'),
+    (lambda a: a.astype('float16'), TypeError, '{}.dtype'),
+    (lambda a: a.astype('int32'), TypeError, '{}.dtype'),
+    (lambda a: a.reshape(-1), ValueError, '{}.ndim'),
+    (lambda a: a[None], ValueError, '{}.ndim'),
+    (lambda a: np.concatenate([a, a]), ValueError, r'{}.shape\[0\]'),
+    (lambda a: a[:0], ValueError, r'{}.shape\[0\]'),
+    (lambda a: np.repeat(a, 2, 0)[::2], ValueError, '{}.strides'),
+    (lambda a: None, TypeError, 'argument #{}'),
+    (lambda a: 3, TypeError, 'argument #{}')])
+def test_bad_call(kernel, arrays, place, change, error, message):
+    arrays.append(np.zeros_like(arrays[0]))
+    before = arrays[-1].copy()
+    arrays[place] = change(arrays[place])
+    what = place if '#' in message else NAMES[place]
+    with pytest.raises(error, match=message.format(what)):
+        kernel(*arrays)
+    if place < 5:
+        np.testing.assert_array_equal(arrays[-1], before)
+
+
+def test_bad_layout_and_bad_number(kernel, arrays):
+    out = np.empty((2, 3, 13, 5), 'float32')
+    with pytest.raises(ValueError, match=r'X.strides'):
+        kernel(np.asfortranarray(arrays[0]), *arrays[1:], out)
+    with pytest.raises(TypeError, match='Expected 6 arguments'):
+        kernel(*arrays)
+    out.flags.writeable = False
+    with pytest.raises((TypeError, BufferError), match='writeable'):
+        kernel(*arrays, out)
+
+
+def test_no_address_ends_the_process():
+    code = f'''
+import numpy as np
+from d2ltvm.cpu_schedule import inference_kernel
+{inspect.getsource(misaligned)}
+for shape in ((1, 1, 64, 64), (2, 64, 1, 1), (2, 8, 64, 65)):
+    bn = inference_kernel(shape)
+    params = np.ones((4, shape[1], 1, 1), 'float32')
+    for offset in range(0, 64, 4):
+        X, *others = [misaligned(a, offset)
+                      for a in (np.ones(shape, 'float32'), *params)]
+        bn(X, *others, misaligned(X, offset))
+print('done')
+'''
+    result = subprocess.run([sys.executable, '-c', code], text=True,
+                            capture_output=True, timeout=120)
+    assert (result.returncode, result.stdout) == (0, 'done\n')
+
+
+# The copy
+
+@settings(max_examples=20)
+@given(count=st.integers(1, 5000), parts=st.integers(1, 60),
+       seed=st.integers(0, 99))
+def test_property_copy(count, parts, seed):
+    X = np.random.default_rng(seed).normal(size=count).astype('float32')
+    memory = np.full(count + 32, 7, 'float32')
+    start = -memory.ctypes.data % 64 // 4
+    out = memory[start:start + count]
+    module.parallel_copy(count, parts)(tvm.runtime.tensor(X), out)
+    assert out.tobytes() == X.tobytes()
+    assert (memory[:start] == 7).all() and (memory[start + count:] == 7).all()
+
+
+@pytest.mark.parametrize('name', ['count', 'parts'])
+@pytest.mark.parametrize('value', [0, -1, 2.0, '2', True])
+def test_bad_copy(name, value):
+    with pytest.raises(ValueError, match=f'^{name}: expected'):
+        module.parallel_copy(**{'count': 4, 'parts': 2, name: value})
+
+
+# Benchmarks
+
+@pytest.mark.parametrize('seconds, runs', [
+    (2, [1, 1]), (0.5, [1, 1, 5]), (0.01, [1, 1, 100]),
+    (0, [1, 1, 10 ** 7])])
+def test_bench_workload(seconds, runs):
+    asked = []
+    assert module.bench_workload(
+        lambda n: asked.append(n) or seconds * n) == pytest.approx(seconds)
+    assert asked == runs
+
+
+def quick(monkeypatch):
+    """Two runs instead of a second of them."""
+    def workload(run):
+        assert run(1) > 0
+        return run(2) / 2
+    monkeypatch.setattr(module, 'bench_workload', workload)
+
+
+def test_bench_bn_tvm(monkeypatch):
+    quick(monkeypatch)
+    seen = []
+
+    def func(size):
+        seen.append(size)
+        prim_func = te.create_prim_func(batch_norm(*size))
+        return (tvm.s_tir.Schedule(prim_func) if size[0] == 2
+                else tvm.IRModule({'main': prim_func}))
+    times = module.bench_bn_tvm(func, [(2, 3), [4, 100]], 'llvm')
+    assert seen == [(2, 3), (4, 100)]
+    assert times.dtype == np.float64 and times.shape == (2,)
+    assert 0 < times[0] < times[1] < 0.1
+    assert module.bench_bn_tvm(func, [], BASELINE).shape == (0,)
+
+
+def test_bench_mxnet(semantics, monkeypatch):
+    quick(monkeypatch)
+    times = module.bench_bn_mxnet([(2, 3), (8, 300)])
+    assert times.dtype == np.float64 and times.shape == (2,)
+    assert (times > 0).all() and (times < 1).all()
+    timer = module.bn_timer_mxnet(2, 3, 'cpu')
+    assert 0 < timer(1) and 0 < timer(3) < 1
+
+
+@pytest.mark.parametrize('sizes', [7, None, [7], [(1, 2, 3)], [None]])
+def test_bad_sizes(sizes):
+    with pytest.raises(ValueError, match=r'^sizes: expected'):
+        module.bench_bn_tvm(lambda size: None, sizes, 'llvm')
+    with pytest.raises(ValueError, match=r'^sizes: expected'):
+        module.bench_bn_mxnet(sizes)
+
+
+def test_bad_bench():
+    with pytest.raises(TypeError, match=r'^workload: expected'):
+        module.bench_workload(3)
+    with pytest.raises(TypeError, match=r'^func: expected'):
+        module.bench_bn_tvm(None, [(2, 2)], 'llvm')
+    with pytest.raises(ValueError, match=r'^c must be positive'):
+        module.bn_timer_mxnet(0, 2, 'cpu')
+    with pytest.raises(TypeError, match=r'^n must be an integer'):
+        module.bench_bn_mxnet([(2, 2.5)])
+    with pytest.raises(ValueError, match=r'^ctx must'):
+        module.bench_bn_mxnet([(2, 2)], 'tpu')
+
+
+@pytest.mark.skipif(mx.context.num_gpus() > 0, reason='there is a GPU')
+def test_no_gpu():
+    with pytest.raises(ValueError, match=r'^ctx is .gpu., but'):
+        module.bn_timer_mxnet(2, 2, 'gpu')
+
+
+def test_missing_mxnet_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'mxnet', None)
+    with pytest.raises(ImportError, match=r'bn_timer_mxnet needs .*mxnet'):
+        module.bn_timer_mxnet(2, 2, 'cpu')
