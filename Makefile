@@ -1,6 +1,7 @@
 # `make book` and `make test` do all the set-up themselves.
 ready = .venv/.ready
 python = .venv/bin/python
+peers = .venv-bench/.ready
 # A relative folder must mean the same to the notebooks, which run in chapters/
 ifdef D2LTVM_DATA
 export D2LTVM_DATA := $(shell realpath -ms -- "$$D2LTVM_DATA")
@@ -35,11 +36,14 @@ notebooks: package
 lab: package
 	.venv/bin/jupyter lab chapters
 
-bench: package
+bench: package $(peers)
 	$(python) benchmarks/run.py
 
 $(ready): requirements.txt pyproject.toml tools/environment.sh
 	@sh tools/environment.sh
 
+$(peers): benchmarks/requirements.txt benchmarks/environment.sh | $(ready)
+	@sh benchmarks/environment.sh
+
 clean:
-	rm -rf .venv _build d2ltvm.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-bench _build d2ltvm.egg-info .pytest_cache .ruff_cache

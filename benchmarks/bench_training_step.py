@@ -2,6 +2,7 @@
 from mxnet import nd
 
 from d2ltvm import from_scratch as fs
+from d2ltvm.training_operator import CompiledBatchNorm
 
 BATCH_SIZE = 64
 
@@ -35,6 +36,7 @@ def run():
     from_scratch, _ = fs.training_and_testing(fs.MovingStatistics())
     times = fs.median_times({'built-in': step(builtin()),
                              'from scratch': step(from_scratch),
+                             'compiled': step(CompiledBatchNorm()),
                              'none': step(fs.no_norm)},
                             rounds=20, repeats=10)
     return {'title': f'training step, batch size {BATCH_SIZE}',

@@ -2,20 +2,31 @@
 
     python benchmarks/run.py [SUITE ...]
 
-A suite is a file `bench_SUITE.py` in this folder. Its function `run` returns
-``{'title': str, 'baseline': str, 'times': {name: (low, median, high)}}``, in
-seconds: quartiles of times that were measured in alternating rounds. This
-program prints them with their ratios to the baseline and stores them, with a
-description of the machine, in `results/SUITE.json`.
+A suite is a file `bench_SUITE.py` in this folder with a function `run`. It
+returns a dict with a `title`, a `baseline` and
+
+- `times`, {name: (low, median, high)}: quartiles, in seconds, of times that
+  were measured in alternating rounds, or
+- `cases`, a list of dicts with `shape`, `part` and such `times`: see
+  `side_by_side.measure`, which measures engines in processes of their own.
+
+This program prints a table, and stores the results, with a description of
+the machine, in `results/SUITE.json`, and a figure in `results/SUITE.png`.
 """
 import importlib
 import json
 import os
 import platform
+import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import matplotlib
+
+import figures
+
+matplotlib.use('agg')
 HERE = Path(__file__).resolve().parent
 PACKAGES = ('apache-tvm', 'mxnet', 'numpy')
 
@@ -31,21 +42,65 @@ def machine():
             **{name: version(name) for name in PACKAGES}}
 
 
+def table_of_times(result):
+    """Lines of a table: one row for each function."""
+    base = result['times'][result['baseline']][1]
+    return [f'  {name:20} {1e3 * median:9.3f} ms '
+            f'({1e3 * low:.3f} to {1e3 * high:.3f})'
+            f'{median / base:8.2f} x {result["baseline"]}'
+            for name, (low, median, high) in result['times'].items()]
+
+
+def cell(case, peer):
+    """Median, half of the spread in per cent, ratio; a dash if missing."""
+    if peer not in case['times']:
+        return '-'
+    low, median, high = case['times'][peer]
+    return (f'{1e6 * median:.4g} ±{50 * (high - low) / median:.0f}% '
+            f'{case["ratios"][peer][1]:.2f}x')
+
+
+def table_of_cases(result):
+    """Lines of a table: one row for each shape and part."""
+    peers = list(dict.fromkeys(peer for case in result['cases']
+                               for peer in case['times']))
+    rows = [['microseconds, spread, ratio to ' + result['baseline'], *peers]]
+    rows += [['{} {}'.format('x'.join(map(str, case['shape'])), case['part']),
+              *(cell(case, peer) for peer in peers)]
+             for case in result['cases']]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ['  ' + '  '.join(word.ljust(width) for word, width in zip(
+        row, widths, strict=True)).rstrip() for row in rows]
+    return lines + [f'  left out: {name} {why}'
+                    for name, why in result['left_out'].items()]
+
+
+def as_text(result):
+    """JSON with a line for each key, lists of numbers in one line."""
+    text = json.dumps(result, indent=1)
+    return re.sub(r'\[[^][{}"]*\]', lambda found: ' '.join(
+        found[0].split()), text) + '\n'
+
+
+def write(suite, result, folder):
+    """Complete the results of a suite, store them and their figure."""
+    if 'cases' not in result:
+        base = result['times'][result['baseline']][1]
+        result['ratios'] = {name: round(times[1] / base, 3)
+                            for name, times in result['times'].items()}
+    result['machine'] = machine()
+    folder.mkdir(exist_ok=True)
+    (folder / f'{suite}.json').write_text(as_text(result))
+    figures.save(result, folder / f'{suite}.png')
+
+
 def report(suite):
     """Run one suite, print its table, store its results."""
     result = importlib.import_module(f'bench_{suite}').run()
-    base = result['times'][result['baseline']][1]
     print(f'{result["title"]} ({suite})')
-    for name, (low, median, high) in result['times'].items():
-        print(f'  {name:20} {1e3 * median:9.3f} ms '
-              f'({1e3 * low:.3f} to {1e3 * high:.3f})'
-              f'{median / base:8.2f} x {result["baseline"]}')
-    result['ratios'] = {name: round(times[1] / base, 3)
-                        for name, times in result['times'].items()}
-    result['machine'] = machine()
-    path = HERE / 'results' / f'{suite}.json'
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + '\n')
+    lines = (table_of_cases if 'cases' in result else table_of_times)(result)
+    print('\n'.join(lines), flush=True)
+    write(suite, result, HERE / 'results')
 
 
 def main():

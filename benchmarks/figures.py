@@ -1,0 +1,81 @@
+"""The figures of the benchmarks, from results as `run.py` stores them."""
+import io
+import math
+
+import matplotlib.pyplot as plt
+from PIL import Image
+
+STYLES = {  # colour, marker: told apart without colour, too
+    'TVM': ('#D55E00', 'o'), 'copy': ('#000000', ''),
+    'PyTorch': ('#0072B2', 's'), 'ONNX Runtime': ('#009E73', '^'),
+    'OpenVINO': ('#56B4E9', 'v'), 'JAX': ('#CC79A7', 'D'),
+    'MXNet': ('#0072B2', 'x'), 'NumPy': ('#555555', '+')}
+
+
+def draw_part(ax, cases):
+    """Draw microseconds over the size of X for one part of a suite."""
+    cases = sorted(cases, key=lambda case: math.prod(case['shape']))
+    peers = dict.fromkeys(peer for case in cases for peer in case['times'])
+    for peer in peers:
+        color, marker = STYLES.get(peer, ('#555555', '.'))
+        drawn = [case for case in cases if peer in case['times']]
+        ax.loglog([4e-6 * math.prod(case['shape']) for case in drawn],
+                  [1e6 * case['times'][peer][1] for case in drawn],
+                  color=color, marker=marker, markersize=5,
+                  linestyle='--' if peer == 'copy' else '-',
+                  linewidth=2 if peer in ('TVM', 'copy') else 0.8,
+                  zorder=3 if peer in ('TVM', 'copy') else 2,
+                  label='copy (limit)' if peer == 'copy' else peer)
+    ax.set(xlabel='size of X (MB)', title=cases[0]['part'])
+    ax.grid(alpha=0.3)
+
+
+def draw_cases(result):
+    """Draw every part of a suite over the size of the data, log-log."""
+    parts = dict.fromkeys(case['part'] for case in result['cases'])
+    width = 6.5 if len(parts) == 1 else 9.5
+    figure, axes = plt.subplots(1, len(parts), figsize=(width, 4), sharey=True,
+                                squeeze=False, layout='constrained')
+    for ax, part in zip(axes[0], parts, strict=True):
+        draw_part(ax, [case for case in result['cases']
+                       if case['part'] == part])
+    axes[0, 0].set_ylabel('time of a call (µs)')
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc='outside right center', frameon=False)
+    return figure
+
+
+def draw_times(result):
+    """Draw the median of each function, with its quartiles."""
+    names = list(result['times'])
+    low, median, high = ([1e3 * t[i] for t in result['times'].values()]
+                         for i in range(3))
+    figure, ax = plt.subplots(figsize=(6.5, 0.9 + 0.35 * len(names)),
+                              layout='constrained')
+    spread = [[m - a for a, m in zip(low, median, strict=True)],
+              [b - m for m, b in zip(median, high, strict=True)]]
+    ax.errorbar(median, names, xerr=spread, fmt='o', color='#0072B2',
+                capsize=4)
+    ax.margins(y=0.5 / len(names))
+    ax.invert_yaxis()
+    ax.grid(alpha=0.3)
+    if max(median) > 20 * min(median):
+        ax.set(xscale='log')
+    else:
+        ax.set(xlim=(0, 1.1 * max(high)))
+    ax.set(xlabel='milliseconds', title=result['title'])
+    return figure
+
+
+def draw(result):
+    """Draw the results of one suite; returns the figure."""
+    return (draw_cases if 'cases' in result else draw_times)(result)
+
+
+def save(result, path):
+    """Draw the results of one suite into a file."""
+    figure, drawn = draw(result), io.BytesIO()
+    figure.savefig(drawn, dpi=100)
+    plt.close(figure)
+    Image.open(drawn).convert('RGB').quantize(
+        128, dither=Image.Dither.NONE).save(path, optimize=True)

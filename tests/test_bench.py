@@ -1,0 +1,311 @@
+"""The benchmarks: how they measure, not how fast anything is."""
+import io
+import json
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bench_import
+import data
+import engines
+import figures
+import run
+import side_by_side
+import worker
+
+ROOT = Path(__file__).resolve().parent.parent
+FAKE = textwrap.dedent('''
+    import os, sys, time
+    sys.path.insert(0, sys.argv[1])
+    import engines, worker
+
+    class Fake(engines.Engine):
+        name = packages = ()
+        threads = 2
+        def inference(self, X, mean, var, gamma, beta):
+            self.out = X * 0
+            def right():
+                each = -1, 1, 1
+                scale = gamma / (var + 1e-5) ** 0.5
+                self.out = ((X - mean.reshape(each)) * scale.reshape(each)
+                            + beta.reshape(each))
+            def read():
+                return {'Y': self.out}
+            def die():
+                right()
+                die.calls += 1
+                if die.calls > 1:
+                    sys.exit('no more')
+            die.calls = 0
+            return {'call': {'right': (right, read),
+                             'wrong': (lambda: None, read),
+                             'dies': (die, read)}}
+
+    if 'child' in sys.argv and not os.fork():
+        time.sleep(60)  # and keeps the pipes open
+    if 'slow' in sys.argv:
+        time.sleep(60)
+    worker.main.__globals__['ENGINES'] = {'Fake': Fake}
+    sys.argv[1] = 'Fake'
+    worker.main()
+''')
+
+
+@pytest.fixture
+def fake(tmp_path):
+    """Starts workers whose engine is a fake; ends them afterwards."""
+    program, started = tmp_path / 'fake.py', []
+    program.write_text(FAKE)
+
+    def start(*args, **more):
+        started.append(side_by_side.Worker(
+            'Fake', [sys.executable, str(program), str(ROOT / 'benchmarks'),
+                     *args], **more))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if not one.stderr.closed:
+            one.close()
+
+
+def test_protocol_and_what_is_left_out(fake):
+    one, left_out = fake(), {}
+    assert one.hello == {'versions': {}, 'threads': 2}
+    parts = side_by_side.prepare([one], 'inference', (2, 3, 4, 5), left_out)
+    (_, form, error), (_, other, _) = parts['call']
+    assert (form, other) == ('right', 'dies') and error < 1e-6
+    assert 'is wrong by' in left_out.pop('Fake, call wrong')
+    times = side_by_side.take_turns(parts['call'], 'call', 3, left_out)
+    assert left_out == {'Fake': 'stopped: status 1; no more'}
+    assert times == {}
+    assert one.ask(time='call', form='right', seconds=0)['cannot'].startswith(
+        'stopped')
+
+
+def test_a_worker_without_operator(fake):
+    one, left_out = fake(), {}
+    workers = [one]
+    assert side_by_side.prepare(workers, 'training', (2, 3, 4, 5),
+                                left_out) == {}
+    assert left_out == {'Fake': 'has no operator for training'}
+    assert workers == []
+
+
+def test_a_worker_that_leaves_a_child_behind(fake):
+    one = fake('child')
+    assert 'cannot' not in one.hello
+    start = time.monotonic()
+    one.close()
+    assert time.monotonic() - start < 5
+
+
+def test_a_worker_that_hangs_or_is_not_there(fake):
+    assert fake('slow', timeout=0.1).hello == {
+        'cannot': 'gave no answer in 0.1 s'}
+    missing = side_by_side.Worker('Nobody', ['/nowhere/python'])
+    assert missing.hello['cannot'].startswith('cannot be started: No such')
+    missing.close()
+
+
+def test_one_sentence_for_a_missing_peer(monkeypatch, tmp_path):
+    monkeypatch.setattr(side_by_side, 'SECOND', tmp_path / 'python')
+    monkeypatch.setattr(side_by_side, 'ENGINES', {
+        'PyTorch': engines.PyTorch})
+    assert side_by_side.start() == ([], {
+        'PyTorch': 'needs the environment .venv-bench, which could not be '
+        'made: see benchmarks/environment.sh'})
+    monkeypatch.setattr(side_by_side, 'SECOND', Path(sys.executable))
+    _, left_out = side_by_side.start()  # that environment has no torch
+    assert left_out == {
+        'PyTorch': "cannot be imported: No module named 'torch'"}
+
+
+def test_set_up_that_fails_is_a_warning(tmp_path):
+    python = tmp_path / '.venv' / 'bin' / 'python'
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\nexit 1\n')
+    python.chmod(0o755)
+    ran = subprocess.run(['sh', ROOT / 'benchmarks' / 'environment.sh'],
+                         cwd=tmp_path, capture_output=True, text=True,
+                         check=True)
+    assert ran.stderr.startswith('warning: ')
+    assert 'run without the engines' in ran.stderr
+    assert not (tmp_path / '.venv-bench').exists()
+
+
+def test_protocol_in_this_process():
+    class Fails(engines.Engine):
+        threads = None
+
+        def inference(self, **arrays):
+            raise MemoryError
+
+    answers = io.StringIO()
+    worker.serve(Fails, ['{"prepare": "inference", "shape": [1, 2, 3, 4]}',
+                         '{"time": "call", "form": "", "seconds": 0}'],
+                 answers)
+    hello, first, second = map(json.loads, answers.getvalue().splitlines())
+    assert hello['threads'] >= 1
+    assert first == {'cannot': 'failed: MemoryError'}
+    assert second['cannot'].startswith('failed')
+
+
+def test_seconds_per_call_counts_calls():
+    calls = []
+    seconds = worker.seconds_per_call(lambda: calls.append(1), 0.001)
+    assert 0 < seconds < 0.01 and len(calls) > 10
+
+
+def test_share_of_the_machine_that_others_use():
+    assert 0 <= side_by_side.busy(0.05) <= 1
+
+
+def rounds_of(**more):
+    return {('TVM', ''): [1.0, 2.0, 4.0], ('PyTorch', 'given output'):
+            [3.0, 6.0, 12.0], ('PyTorch', 'new output'): [9.0, 9.0, 9.0],
+            ('MXNet threaded', ''): [8.0, 8.0, 8.0],
+            ('MXNet naive', ''): [5.0, 5.0, 5.0]} | more
+
+
+def test_aggregation():
+    times = rounds_of()
+    got = side_by_side.aggregate(times, dict.fromkeys(times, 1e-7))
+    assert list(got['times']) == ['TVM', 'PyTorch', 'MXNet']
+    assert got['times']['TVM'] == [1.5, 2.0, 3.0]
+    assert got['forms'] == {'PyTorch': 'given output', 'MXNet': 'naive'}
+    assert got['all_forms'] == {
+        'PyTorch, given output': 6.0, 'PyTorch, new output': 9.0,
+        'MXNet, threaded': 8.0, 'MXNet, naive': 5.0}
+    # taken within each round: 3, 3, 3; a ratio of quartiles is no ratio
+    assert got['ratios']['PyTorch'] == [3.0, 3.0, 3.0]
+    assert got['ratios']['MXNet'] == [1.875, 2.5, 3.75]
+    assert got['errors']['TVM'] == 1e-7
+    del times['TVM', '']
+    with pytest.raises(RuntimeError, match='no times of TVM'):
+        side_by_side.aggregate(times, {})
+
+
+def test_every_engine_gets_the_same_threads():
+    variables = side_by_side.environment({'MORE': '1'})
+    count = str(side_by_side.threads())
+    for name in ('OMP', 'TVM', 'MKL', 'OPENBLAS'):  # whatever is set here
+        assert variables[f'{name}_NUM_THREADS'] == count
+    assert variables['TVM_BIND_THREADS'] == '0' and variables['MORE'] == '1'
+
+
+@pytest.mark.parametrize('offset', [0, 100])
+def test_exact_gradients_are_those_of_the_definition(offset):
+    """Against differences of the forward pass, in float64."""
+    arrays = {name: array.astype('float64')
+              for name, array in data.training((3, 2, 2, 5)).items()}
+    arrays['X'] += offset
+    exact, h = data.training_exact(**arrays), 1e-4
+    for name in ('X', 'gamma', 'beta'):
+        for i in (0, 1):
+            loss = []
+            for sign in (1, -1):
+                moved = {key: array.copy() for key, array in arrays.items()}
+                moved[name].flat[i] += sign * h
+                loss.append((data.training_exact(**moved)['Y']
+                             * arrays['dY']).sum())
+            np.testing.assert_allclose((loss[0] - loss[1]) / (2 * h),
+                                       exact[f'd{name}'].flat[i], rtol=1e-5,
+                                       atol=1e-6)
+    axes = (0, 2, 3)
+    np.testing.assert_allclose(exact['moving_mean'],
+                               0.1 * arrays['X'].mean(axes), atol=1e-12)
+    np.testing.assert_allclose(exact['moving_var'],
+                               0.9 + 0.1 * arrays['X'].var(axes), rtol=1e-9)
+
+
+def test_error_sees_every_result():
+    exact = {'Y': np.array([1.0, -4.0]), 'dX': np.array([2.0])}
+    assert data.error({'Y': np.array([1.0, -4.0])}, exact) == 0
+    assert data.error({'Y': np.array([1.0, -3.0]), 'dX': exact['dX']},
+                      exact) == 0.25
+    assert data.error({'dX': np.array([np.nan])}, exact) == float('inf')
+    with pytest.raises(ValueError, match='dX: expected shape'):
+        data.error({'dX': np.ones(2)}, exact)
+
+
+@pytest.mark.parametrize('suite', ['inference', 'training'])
+@pytest.mark.parametrize('name', [name for name, engine in
+                                  engines.ENGINES.items()
+                                  if not engine.second])
+def test_engines_of_the_book_are_right(name, suite):
+    """As the worker checks them, on a shape with remainders."""
+    one = engines.ENGINES[name]()
+    _, answer = worker.prepare(one, suite, (3, 4, 5, 7))
+    assert answer['errors']
+    for forms in answer['errors'].values():
+        assert max(forms.values()) < 2e-6
+
+
+def a_result():
+    times = rounds_of(copy=None)
+    del times['copy']
+    case = side_by_side.aggregate(times, dict.fromkeys(times, 1e-7))
+    lonely = {key: {'TVM': value['TVM']} if 'TVM' in value else {}
+              for key, value in case.items()}
+    return {'title': 'a title', 'baseline': 'TVM', 'rounds': 3, 'threads': 2,
+            'engines': {}, 'left_out': {'JAX': 'has gone'}, 'cases': [
+                {'shape': [1, 2, 3, 4], 'part': 'call', **case},
+                {'shape': [2, 2, 3, 4], 'part': 'call', **lonely}]}
+
+
+def test_table_file_and_figure(tmp_path):
+    result = a_result()
+    head, first, second, last = run.table_of_cases(result)
+    assert head.split()[-3:] == ['TVM', 'PyTorch', 'MXNet']
+    assert first.split()[:2] == ['1x2x3x4', 'call']
+    assert '6e+06 ±38% 3.00x' in first
+    assert second.split()[-2:] == ['-', '-']
+    assert last == '  left out: JAX has gone'
+    run.write('some', result, tmp_path)
+    stored = json.loads((tmp_path / 'some.json').read_text())
+    assert stored == json.loads(json.dumps(result))
+    assert {'processor', 'cores', 'python', 'apache-tvm', 'mxnet',
+            'numpy'} <= set(stored['machine'])
+    assert (tmp_path / 'some.png').stat().st_size < 60_000
+
+
+def test_suites_of_functions_keep_their_format(tmp_path):
+    result = {'title': 't', 'baseline': 'a', 'times': {
+        'a': (1.0, 2.0, 3.0), 'b': (2.0, 3.0, 5.0)}}
+    assert '1.50 x a' in run.table_of_times(result)[1]
+    run.write('some', result, tmp_path)
+    stored = json.loads((tmp_path / 'some.json').read_text())
+    assert stored['ratios'] == {'a': 1.0, 'b': 1.5}
+    assert set(bench_import.MODULES) >= {'tvm', 'mxnet'}
+
+
+@pytest.mark.parametrize('suite', ['inference', 'training'])
+def test_committed_results(suite):
+    """Complete: processor, threads, versions, spread, the limit."""
+    folder = ROOT / 'benchmarks' / 'results'
+    result = json.loads((folder / f'{suite}.json').read_text())
+    assert result['machine']['processor'] and result['threads'] >= 1
+    assert 0 <= result['busy'] <= 1
+    assert set(result['engines']) | set(result['left_out']) >= set(
+        engines.ENGINES)
+    for engine in result['engines'].values():
+        assert engine['versions'] and engine['threads']
+    for case in result['cases']:
+        assert {'TVM', 'copy'} <= set(case['times'])
+        assert case['ratios'].keys() == case['times'].keys()
+        assert case['ratios']['TVM'] == [1.0, 1.0, 1.0]
+        assert max(case['errors'].values()) <= side_by_side.TOLERANCE
+        for low, median, high in case['times'].values():
+            assert 0 < low <= median <= high
+    assert (folder / f'{suite}.png').stat().st_size < 60_000
+
+
+def test_figures_have_a_style_for_every_engine():
+    peers = {engine.peer or name for name, engine in engines.ENGINES.items()}
+    assert peers == set(figures.STYLES)
