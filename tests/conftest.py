@@ -12,7 +12,7 @@ settings.load_profile('book')
 
 @pytest.fixture(params=[False, True], ids=['nd', 'set_np'])
 def semantics(request):
-    """MXNet as it starts, and after `npx.set_np()`, which d2l calls."""
+    """MXNet as it starts, and after `npx.set_np()`, as d2l wants it."""
     if request.param:
         mx.npx.set_np()
     yield request.param

@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -19,7 +19,6 @@ from d2ltvm import theory
 
 DTYPES = ('float32', 'float64')
 ROUNDING = {'float32': 2e-7, 'float64': 1e-14}
-quick = settings(deadline=None, max_examples=40, derandomize=True)
 size = st.integers(1, 6)
 shapes = st.one_of(st.tuples(size, size), st.tuples(size, size, size, size))
 seeds = st.integers(0, 2 ** 32 - 1)
@@ -82,7 +81,6 @@ def numeric(f, X, step=1e-4):
 # --- statistics and forward pass ---------------------------------------------
 
 
-@quick
 @given(shapes, st.sampled_from(DTYPES), seeds, offsets,
        st.sampled_from((1e-30, 1e-3, 1.0, 1e30)))
 def test_forward(shape, dtype, seed, offset, scale):
@@ -95,7 +93,6 @@ def test_forward(shape, dtype, seed, offset, scale):
                     atol=(1 + abs(expected).max()) * ROUNDING[dtype])
 
 
-@quick
 @given(shapes, st.sampled_from(DTYPES), seeds, offsets,
        st.sampled_from((1e-18, 1.0, 1e18)))
 def test_centre(shape, dtype, seed, offset, scale):
@@ -181,7 +178,6 @@ def test_views_and_orders_give_the_same():
 # --- backward pass -----------------------------------------------------------
 
 
-@quick
 @given(shapes, seeds, offsets)
 def test_backward_by_central_differences(shape, seed, offset):
     X, gamma, beta = draw(shape, 'float64', seed, offset)
@@ -204,7 +200,6 @@ def test_backward_by_central_differences(shape, seed, offset):
                         atol=1e-5)
 
 
-@quick
 @given(shapes, st.sampled_from(DTYPES), seeds, offsets)
 def test_backward_in_both_precisions(shape, dtype, seed, offset):
     """Against the formula, by loops, and what follows from it."""
@@ -251,7 +246,6 @@ def test_the_cache_is_a_copy():
         assert_array_equal(old, new)
 
 
-@quick
 @given(shapes, seeds)
 def test_numeric_gradient(shape, seed):
     X, *_ = draw(shape, 'float64', seed)
@@ -266,7 +260,6 @@ def test_numeric_gradient(shape, seed):
 # --- the family --------------------------------------------------------------
 
 
-@quick
 @given(st.sampled_from(theory.KINDS), shapes, st.sampled_from(DTYPES), seeds,
        offsets, st.sampled_from((1e-30, 1.0, 1e30)), st.data())
 def test_normalize(kind, shape, dtype, seed, offset, scale, data):
@@ -340,7 +333,6 @@ np.testing.assert_allclose(numeric, 2, rtol=1e-8)
 # --- population statistics ---------------------------------------------------
 
 
-@quick
 @given(st.lists(st.tuples(size, st.one_of(st.none(), st.tuples(size, size))),
                 min_size=1, max_size=6), size, st.sampled_from(DTYPES), seeds,
        offsets, st.sampled_from((1e-18, 1.0, 1e18)))
