@@ -13,6 +13,7 @@ _MODULE_OF = {  # names that are found in `d2ltvm` itself
     'get_bn_data_mxnet': 'tvm_inference',
     'run_bn': 'tvm_inference',
     'PARALLEL_FROM': 'cpu_schedule',
+    'STREAM_FROM': 'cpu_schedule',
     'bench_bn_mxnet': 'cpu_schedule',
     'bench_bn_tvm': 'cpu_schedule',
     'bench_workload': 'cpu_schedule',

@@ -18,9 +18,10 @@ with needed_for('d2ltvm.cpu_schedule'):
     from tvm.script import tirx as T
     from tvm.target import Target, codegen
 
-__all__ = ['PARALLEL_FROM', 'bench_bn_mxnet', 'bench_bn_tvm', 'bench_workload',
-           'bn_timer_mxnet', 'check_build', 'host_target', 'inference_kernel',
-           'inference_schedule', 'parallel_copy', 'vector_lanes']
+__all__ = ['PARALLEL_FROM', 'STREAM_FROM', 'bench_bn_mxnet', 'bench_bn_tvm',
+           'bench_workload', 'bn_timer_mxnet', 'check_build', 'host_target',
+           'inference_kernel', 'inference_schedule', 'parallel_copy',
+           'vector_lanes']
 
 
 # chapters/cpu_schedule.ipynb, cell fn-parallel-copy
@@ -226,6 +227,86 @@ def inference_schedule(shape, lanes, dtype='float32', eps=1e-5):
     return sch
 
 
+# chapters/cpu_schedule.ipynb, cell fn-stream
+STREAM_FROM = 12 * 2 ** 20  # elements; less than that, caches help
+
+
+# chapters/cpu_schedule.ipynb, cell fn-stream
+_STREAM = '''
+define void @d2ltvm_stream(ptr %to, ptr %from, i64 %count) alwaysinline {
+  %address = ptrtoint ptr %to to i64
+  %beyond = and i64 %address, 63
+  %aligned = icmp eq i64 %beyond, 0
+  br i1 %aligned, label %lines, label %anywhere
+lines:
+  %i = phi i64 [0, %0], [%next, %lines]
+  %source = getelementptr float, ptr %from, i64 %i
+  %target = getelementptr float, ptr %to, i64 %i
+  %line = load <16 x float>, ptr %source, align 4
+  store <16 x float> %line, ptr %target, align 64, !nontemporal !0
+  %next = add i64 %i, 16
+  %more = icmp ult i64 %next, %count
+  br i1 %more, label %lines, label %done
+anywhere:
+  %bytes = shl i64 %count, 2
+  call void @llvm.memcpy.p0.p0.i64(ptr %to, ptr %from, i64 %bytes, i1 0)
+  br label %done
+done:
+  ret void
+}
+define void @d2ltvm_fence() alwaysinline {
+  fence seq_cst
+  ret void
+}
+declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
+!0 = !{i32 1}
+'''
+
+
+# chapters/cpu_schedule.ipynb, cell fn-streaming-program
+def _streaming_program(shape, lanes, eps, piece=1024):
+    """Batch norm in float32 that writes past the caches."""
+    (N, C, H, W), eps, f32 = map(int, shape), float(eps), 'float32'
+    rows, length, each, lanes = N * C, H * W, (C, 1, 1), int(lanes)
+    parts = min(rows, 256)
+
+    @T.prim_func(s_tir=True)
+    def main(X: T.Buffer((N, C, H, W), f32, align=4),
+             mean: T.Buffer(each, f32, align=4),
+             var: T.Buffer(each, f32, align=4),
+             gamma: T.Buffer(each, f32, align=4),
+             beta: T.Buffer(each, f32, align=4),
+             out: T.Buffer((N, C, H, W), f32, align=4)):
+        T.func_attr({'tirx.noalias': True})
+        x = T.decl_buffer((rows, length), f32, data=X.data, align=4)
+        y = T.decl_buffer((rows, length), f32, data=out.data, align=4)
+        with T.attr(0, 'pragma_import_llvm', _STREAM):
+            for part in T.parallel(parts):
+                some = T.alloc_buffer((piece,), f32, scope='local')
+                scale = T.alloc_buffer((1,), f32, scope='local')
+                shift = T.alloc_buffer((1,), f32, scope='local')
+                for row in range(part * rows // parts,
+                                 (part + 1) * rows // parts):
+                    c: T.let = row % C
+                    scale[0] = gamma[c, 0, 0] / T.sqrt(
+                        var[c, 0, 0] + T.float32(eps))
+                    shift[0] = beta[c, 0, 0] - mean[c, 0, 0] * scale[0]
+                    for j in range(length // piece):
+                        for k in range(piece // lanes):
+                            for v in T.vectorized(lanes):
+                                some[k * lanes + v] = x[
+                                    row, j * piece + k * lanes + v
+                                ] * scale[0] + shift[0]
+                        T.evaluate(T.call_extern(
+                            'void', 'd2ltvm_stream',
+                            T.address_of(y[row, j * piece]),
+                            T.address_of(some[0]), T.int64(piece)))
+                    for k in range(length // piece * piece, length):
+                        y[row, k] = x[row, k] * scale[0] + shift[0]
+                T.evaluate(T.call_extern('void', 'd2ltvm_fence'))
+    return main
+
+
 # chapters/cpu_schedule.ipynb, cell fn-inference-kernel
 def inference_kernel(shape, target=None, dtype='float32', eps=1e-5):
     """Compile batch norm with given statistics for one shape.
@@ -269,8 +350,14 @@ def inference_kernel(shape, target=None, dtype='float32', eps=1e-5):
     if cpu and not codegen.llvm_is_valid_cpu(cpu, triple):
         raise ValueError(f'target: LLVM knows no processor {cpu!r} and would '
                          'build for a generic one; see host_target')
-    sch = inference_schedule(shape, vector_lanes(target), dtype, eps)
-    return tvm.compile(sch.mod, target=target)['main']
+    lanes = vector_lanes(target)
+    N, C, H, W = map(int, shape)
+    if (dtype == 'float32' and N * C >= 8 and H * W >= 1024
+            and N * C * H * W >= STREAM_FROM):
+        program = _streaming_program(shape, lanes, eps)
+    else:
+        program = inference_schedule(shape, lanes, dtype, eps).mod
+    return tvm.compile(program, target=target)['main']
 
 
 # chapters/cpu_schedule.ipynb, cell fn-bench

@@ -130,6 +130,42 @@ def test_large_shapes_in_parallel(shape):
     assert bn_error(Y, *arrays) < BOUND
 
 
+@given(shape=st.tuples(st.integers(1, 4), st.integers(1, 80),
+                       st.integers(1, 40), st.integers(1, 80)),
+       seed=st.integers(0, 2 ** 32 - 1), offset=st.sampled_from((0, 1, 1000)),
+       lanes=st.sampled_from((4, 8, 16)), piece=st.sampled_from((16, 1024)),
+       place=st.sampled_from((0, 4, 16, 32)))
+def test_property_streaming(shape, seed, offset, lanes, piece, place):
+    """Past the caches: rests, rows that are aligned now and then."""
+    made = tvm.compile(module._streaming_program(shape, lanes, 1e-5, piece),
+                       target=module.host_target())['main']
+    arrays = draw(shape, seed, offset)
+    given = [misaligned(array, place) for array in arrays]
+    out = misaligned(np.full_like(arrays[0], np.nan), place)
+    made(*given, out)
+    assert bn_error(out, *arrays) < BOUND
+    made(*given, given[0])  # in place
+    np.testing.assert_array_equal(given[0], out)
+
+
+@pytest.mark.parametrize('shape', [(4, 64, 224, 224), (1, 13, 1024, 1025)])
+def test_large_data_stream(shape, monkeypatch):
+    called = []
+    monkeypatch.setattr(module, '_streaming_program', lambda *args, f=(
+        module._streaming_program): called.append(args) or f(*args))
+    kernel = module.inference_kernel(shape)
+    arrays = draw(shape)
+    out = misaligned(np.full_like(arrays[0], np.nan), 0)
+    kernel(*arrays, out)
+    assert called and bn_error(out, *arrays) < BOUND
+    called.clear()
+    for other in ((4, 64, 30, 30), (2, 3, 2048, 1024), (65536, 4, 7, 7)):
+        module.inference_kernel(other)
+    assert not called
+    module.inference_kernel(shape, dtype='float16')
+    assert not called
+
+
 def test_all_threads_give_the_same_bits(monkeypatch):
     shape = (4, 6, 31, 33)
     arrays, results = draw(shape), []

@@ -362,6 +362,60 @@ def test_the_variance_of_the_means_counts():
     assert_allclose((mean, var), [[1], [3]], rtol=1e-15)
 
 
+# --- merging -----------------------------------------------------------------
+
+
+def triple(values):
+    """Count, mean and M2 by exact sums."""
+    if not len(values):
+        return 0, math.nan, math.nan
+    mean = math.fsum(values) / len(values)
+    return len(values), mean, math.fsum((v - mean) ** 2 for v in values)
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=8).filter(any),
+       seeds, st.sampled_from((0, 1e6, -1e6)),
+       st.sampled_from((1e-12, 1.0, 1e12)), st.randoms(use_true_random=False))
+def test_merging_any_split_in_any_order(sizes, seed, offset, scale, order):
+    """Also empty parts, parts of one value, parts far from each other."""
+    rng = np.random.default_rng(seed)
+    pieces = [scale * (rng.normal(size=n) + offset * rng.choice((0, 1)))
+              for n in sizes]
+    count, expected_mean, expected_M2 = triple(np.concatenate(pieces))
+    parts = [triple(piece) for piece in pieces]
+    order.shuffle(parts)
+    cut = order.randint(0, len(parts))
+    groups = [theory.merge_statistics(group)
+              for group in (parts[:cut], parts[cut:])
+              if any(part[0] for part in group)]
+    for merged in theory.merge_statistics(parts), \
+            theory.merge_statistics(groups):
+        assert merged[0] == count
+        # a mean is rounded by 1e-16 of the offset, its square is added
+        assert_allclose(merged[1], expected_mean, rtol=1e-14,
+                        atol=1e-15 * scale * (1 + abs(offset)))
+        assert_allclose(merged[2], expected_M2, rtol=1e-9,
+                        atol=1e-14 * scale ** 2)
+
+
+def test_merging_takes_any_arithmetic():
+    from mxnet import nd
+    tvm = pytest.importorskip('tvm')
+    parts = (2, [1.0, 4.0], [8.0, 0.5]), (6, [3.0, 0.0], [1.0, 2.0])
+    expected = theory.merge_statistics(
+        [(n, np.array(mean), np.array(M2)) for n, mean, M2 in parts])
+    assert_allclose(expected[1], [2.5, 1], rtol=1e-15)
+    assert_allclose(expected[2], [15, 26.5], rtol=1e-15)
+    _, *arrays = theory.merge_statistics(
+        [(n, nd.array(mean), nd.array(M2)) for n, mean, M2 in parts])
+    for got, right in zip(arrays, expected[1:], strict=True):
+        assert_allclose(got.asnumpy(), right, rtol=1e-6)
+    a, b, c, d, e, f = (tvm.tirx.Var(x, 'float32') for x in 'abcdef')
+    total, mean, _ = theory.merge_statistics([(a, b, c), (d, e, f)])
+    assert str(total) == 'a + d'
+    assert str(mean) == 'b + (e - b) * (d / (a + d))'
+
+
 # --- wrong arguments ---------------------------------------------------------
 
 
@@ -446,6 +500,17 @@ def normalize(**change):
     (TypeError, 'beta: expected',
      lambda: normalize(beta=np.ones(6, 'float32'))),
     (TypeError, 'X: expected', lambda: normalize(X=np.ones((2, 6), int))),
+    (ValueError, 'parts: expected at least one',
+     lambda: theory.merge_statistics([(0, 1.0, 1.0)])),
+    (ValueError, 'parts: expected counts from 0 on, got -1',
+     lambda: theory.merge_statistics([(-1, 1.0, 1.0)])),
+    (ValueError, 'parts: expected counts from 0 on, got nan',
+     lambda: theory.merge_statistics([(np.nan, 1.0, 1.0)])),
+    (ValueError, r'parts: expected means and M2 of one shape, got .*\(2,\)',
+     lambda: theory.merge_statistics([(1, np.ones(2), np.ones(2)),
+                                      (1, np.ones(3), np.ones(3))])),
+    (ValueError, r'parts: expected means and M2 of one shape',
+     lambda: theory.merge_statistics([(1, np.ones(2), 1.0)])),
     (ValueError, 'batches: expected at least one',
      lambda: theory.population_statistics([])),
     (ValueError, r'batches: expected 3 channels .*\(2, 4\)',
