@@ -2,6 +2,7 @@
 import numpy as np
 
 EPS, MOMENTUM = 1e-5, 0.9  # MOMENTUM: share of the old moving statistics
+LAYERS = (20, 1, 3, 3), (50, 20, 5, 5), (128, 800), (10, 128)  # of W
 
 
 def aligned(array):
@@ -63,6 +64,34 @@ def training_exact(X, dY, gamma, beta):
             'moving_var': MOMENTUM + (1 - MOMENTUM) * var}
 
 
+def network(shape, seed=0):
+    """Arguments of `Engine.network`: images, and layers that are folded."""
+    rng = np.random.default_rng(seed)
+    arrays = {'X': rng.random(shape, 'float32')}
+    for i, size in enumerate(LAYERS, start=1):
+        scale = np.sqrt(2 / np.prod(size[1:]))
+        arrays[f'W{i}'] = rng.normal(0, scale, size).astype('float32')
+        arrays[f'b{i}'] = rng.normal(0, 0.3, size[0]).astype('float32')
+    return {name: aligned(array) for name, array in arrays.items()}
+
+
+def network_exact(X, **arrays):
+    """Logits of the digit network, in float64."""
+    X, arrays = X.astype('float64'), {
+        name: array.astype('float64') for name, array in arrays.items()}
+    for i in (1, 2):
+        W = arrays[f'W{i}']
+        windows = np.lib.stride_tricks.sliding_window_view(
+            X, W.shape[2:], (2, 3))
+        X = np.tensordot(windows, W, [(1, 4, 5), (1, 2, 3)])
+        X = np.maximum(X + arrays[f'b{i}'], 0).transpose(0, 3, 1, 2)
+        h, w = (side // 2 for side in X.shape[2:])  # a last odd one is lost
+        X = X[:, :, :2 * h, :2 * w].reshape(
+            *X.shape[:2], h, 2, w, 2).mean((3, 5))
+    H = X.reshape(len(X), -1) @ arrays['W3'].T + arrays['b3']
+    return {'Y': np.maximum(H, 0) @ arrays['W4'].T + arrays['b4']}
+
+
 def error(results, exact):
     """Largest error of any result, relative to the largest exact value."""
     worst = 0.0
@@ -77,4 +106,5 @@ def error(results, exact):
 
 
 SUITES = {'inference': (inference, inference_exact),
-          'training': (training, training_exact)}
+          'training': (training, training_exact),
+          'network': (network, network_exact)}

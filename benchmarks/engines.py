@@ -33,10 +33,21 @@ class Engine:
     def training(self, X, dY, gamma, beta):
         raise NotImplementedError('has no operator for training')
 
+    def network(self, X, **layers):
+        raise NotImplementedError('was not given the network')
+
 
 def blank(array):
     """An output that holds no right result by chance."""
     return aligned(np.full_like(array, np.nan))
+
+
+def four(layers):
+    """The layers of the network as pairs (W, b)."""
+    return [(layers[f'W{i}'], layers[f'b{i}']) for i in range(1, 5)]
+
+
+AVX2 = 'AVX2 build'  # a part of the network suite; peers are as they are
 
 
 class TVM(Engine):
@@ -78,6 +89,35 @@ class TVM(Engine):
 
         return parts(lambda: kernels.forward(*fixed),
                      lambda: kernels.backward(*given), both, lambda: made)
+
+
+    def network(self, X, **layers):
+        import tvm
+        from d2ltvm import network_schedule as schedule
+        kept, X_shared = {}, self.tensor(X)
+
+        def forms(target):
+            module = schedule.network_module(four(layers), len(X), target)
+            main = tvm.relax.VirtualMachine(
+                tvm.compile(module, target), tvm.cpu())['main']
+            call = schedule.compile_network(four(layers), len(X), target)
+
+            def tensors():
+                kept['Y'] = main(X_shared)
+
+            def arrays():
+                kept['Y'] = call(X)
+
+            return {'NumPy arrays': (arrays, lambda: {'Y': kept['Y']}),
+                    'Relax module': (tensors, lambda: {
+                        'Y': kept['Y'].numpy()})}
+
+        host = schedule.cpu_target()
+        made = {'call': forms(host)}
+        if 'avx2' in tvm.target.codegen.llvm_get_cpu_features(host):
+            made[AVX2] = forms(schedule.cpu_target(
+                {'kind': 'llvm', 'mcpu': 'x86-64-v3'}))
+        return made
 
 
 def parts(forward, backward, both, read):
@@ -255,6 +295,33 @@ class MXNet(Engine):
                 name: array.grad.asnumpy() for name, array in names.items()}})
 
 
+    def network(self, X, **layers):
+        """A Gluon network, hybridized."""
+        mx, nn = self.mx, self.mx.gluon.nn
+        net, kept = nn.HybridSequential(), {}
+        for i, (W, b) in enumerate(four(layers)):
+            relu = 'relu' if i < 3 else None
+            if W.ndim == 4:
+                layer = nn.Conv2D(len(W), W.shape[2:], activation=relu,
+                                  in_channels=W.shape[1])
+                net.add(layer, nn.AvgPool2D())
+            else:
+                layer = nn.Dense(len(W), activation=relu,
+                                 in_units=W.shape[1])
+                net.add(layer)
+            layer.initialize()
+            layer.weight.set_data(mx.nd.array(W))
+            layer.bias.set_data(mx.nd.array(b))
+        net.hybridize(static_alloc=True, static_shape=True)
+        X = mx.nd.array(X)
+
+        def run():
+            kept['Y'] = net(X)
+            kept['Y'].wait_to_read()
+
+        return {'call': {'': (run, lambda: {'Y': kept['Y'].asnumpy()})}}
+
+
 class MXNetNaive(MXNet):
     """The naive engine: each operator is finished before the next starts."""
 
@@ -349,6 +416,35 @@ class PyTorch(Engine):
                        'new output': new_ones[part]['']} for part in given}
 
 
+    def network(self, X, **layers):
+        torch, nn, kept = self.torch, self.torch.nn, {}
+        stages = []
+        for i, (W, b) in enumerate(four(layers)):
+            if W.ndim == 4:
+                layer = nn.Conv2d(W.shape[1], len(W), W.shape[2:])
+            else:
+                layer = nn.Linear(W.shape[1], len(W))
+                stages += [nn.Flatten()] if i == 2 else []
+            layer.weight.copy_(torch.from_numpy(W))
+            layer.bias.copy_(torch.from_numpy(b))
+            stages.append(layer)
+            stages += [nn.ReLU()] if i < 3 else []
+            stages += [nn.AvgPool2d(2)] if i < 2 else []
+        net, X = nn.Sequential(*stages).eval(), torch.from_numpy(X)
+        frozen = torch.jit.freeze(torch.jit.trace(net, X))
+        fused = torch.jit.optimize_for_inference(frozen)
+
+        def form(function):
+            def run():
+                kept['Y'] = function(X)
+            for _ in range(3):  # TorchScript compiles in its first calls
+                run()
+            return run, lambda: {'Y': kept['Y'].numpy()}
+
+        return {'call': {'eager': form(net), 'frozen': form(frozen),
+                         'frozen, optimized': form(fused)}}
+
+
 class ONNXRuntime(Engine):
     """The processor's provider, inputs and outputs bound beforehand."""
 
@@ -361,15 +457,13 @@ class ONNXRuntime(Engine):
         import onnxruntime
         self.onnx, self.ort = onnx, onnxruntime
 
-    def inference(self, X, mean, var, gamma, beta):
+    def form(self, nodes, given, X, out):
+        """Bind a graph from X to Y: the only form."""
         helper, ort = self.onnx.helper, self.ort
-        info = [helper.make_tensor_value_info(name, 1, X.shape)
-                for name in 'XY']
-        given = {'gamma': gamma, 'beta': beta, 'mean': mean, 'var': var}
-        node = helper.make_node('BatchNormalization', ['X', *given], ['Y'],
-                                epsilon=EPS)
+        info = [helper.make_tensor_value_info(name, 1, array.shape)
+                for name, array in (('X', X), ('Y', out))]
         graph = helper.make_graph(
-            [node], 'batch_norm', info[:1], info[1:], [
+            nodes, 'graph', info[:1], info[1:], [
                 self.onnx.numpy_helper.from_array(array, name)
                 for name, array in given.items()])
         model = helper.make_model(graph, ir_version=10, opset_imports=[
@@ -378,12 +472,44 @@ class ONNXRuntime(Engine):
         options.intra_op_num_threads = self.threads
         session = ort.InferenceSession(model.SerializeToString(), options,
                                        ['CPUExecutionProvider'])
-        X, out = map(ort.OrtValue.ortvalue_from_numpy, (X, blank(X)))
+        X, out = map(ort.OrtValue.ortvalue_from_numpy, (X, out))
         binding = session.io_binding()
         binding.bind_ortvalue_input('X', X)
         binding.bind_ortvalue_output('Y', out)
-        return {'call': {'': (lambda: session.run_with_iobinding(binding),
-                              lambda: {'Y': out.numpy()})}}
+        return {'': (lambda: session.run_with_iobinding(binding),
+                     lambda: {'Y': out.numpy()})}
+
+    def inference(self, X, mean, var, gamma, beta):
+        given = {'gamma': gamma, 'beta': beta, 'mean': mean, 'var': var}
+        node = self.onnx.helper.make_node(
+            'BatchNormalization', ['X', *given], ['Y'], epsilon=EPS)
+        return {'call': self.form([node], given, X, blank(X))}
+
+    def network(self, X, **layers):
+        nodes, last = [], 'X'
+
+        def add(kind, *inputs, output=None, **attributes):
+            nonlocal last
+            output = output or f'{kind}{len(nodes)}'
+            nodes.append(self.onnx.helper.make_node(
+                kind, [last, *inputs], [output], **attributes))
+            last = output
+
+        for i in range(1, 5):
+            if i == 3:
+                add('Flatten')
+            if i < 3:
+                add('Conv', f'W{i}', f'b{i}')
+            else:
+                add('Gemm', f'W{i}', f'b{i}', transB=1,
+                    output='Y' if i == 4 else None)
+            if i < 4:
+                add('Relu')
+            if i < 3:
+                add('AveragePool', kernel_shape=[2, 2], strides=[2, 2])
+        out = np.full((len(X), len(layers['b4'])), np.nan, 'float32')
+        form = self.form(nodes, layers, X, aligned(out))
+        return {'call': form, AVX2: form}
 
 
 class OpenVINO(Engine):

@@ -13,20 +13,31 @@ STYLES = {  # colour, marker: told apart without colour, too
 
 
 def draw_part(ax, cases):
-    """Draw microseconds over the size of X for one part of a suite."""
+    """Draw microseconds over the size of X for one part of a suite.
+
+    If the cases differ in nothing but the number of images, over that.
+    """
+    each = {tuple(case['shape'][1:]) for case in cases}
+    images = len(each) == 1 and len(cases) > 1
+
+    def position(case):
+        size = math.prod(case['shape'])
+        return case['shape'][0] if images else 4e-6 * size
+
     cases = sorted(cases, key=lambda case: math.prod(case['shape']))
     peers = dict.fromkeys(peer for case in cases for peer in case['times'])
     for peer in peers:
         color, marker = STYLES.get(peer, ('#555555', '.'))
         drawn = [case for case in cases if peer in case['times']]
-        ax.loglog([4e-6 * math.prod(case['shape']) for case in drawn],
+        ax.loglog([position(case) for case in drawn],
                   [1e6 * case['times'][peer][1] for case in drawn],
                   color=color, marker=marker, markersize=5,
                   linestyle='--' if peer == 'copy' else '-',
                   linewidth=2 if peer in ('TVM', 'copy') else 0.8,
                   zorder=3 if peer in ('TVM', 'copy') else 2,
                   label='copy (limit)' if peer == 'copy' else peer)
-    ax.set(xlabel='size of X (MB)', title=cases[0]['part'])
+    ax.set(xlabel='images' if images else 'size of X (MB)',
+           title=cases[0]['part'])
     ax.grid(alpha=0.3)
 
 

@@ -22,7 +22,7 @@ from importlib.metadata import version
 import data
 from engines import ENGINES
 
-WARM_UP = 0.005  # seconds; the caches are the engine's own again
+WARM_UP = 0.05  # seconds; until the scheduler has spread woken threads
 
 
 def sentence(error):

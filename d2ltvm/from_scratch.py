@@ -8,6 +8,7 @@ import time
 import numpy as np
 
 from d2ltvm import needed_for
+from d2ltvm.theory import merge_statistics
 
 with needed_for('d2ltvm.from_scratch'):
     import mxnet as mx
@@ -312,7 +313,7 @@ def init_params(scale=0.01, seed=0, ctx=None):
 
 
 # chapters/from_scratch.ipynb, cell fn-net
-def net(X, params, norm, debug=False):
+def net(X, params, norm, debug=False, activation=nd.relu):
     """Logits of the digit network.
 
     Parameters
@@ -326,14 +327,16 @@ def net(X, params, norm, debug=False):
         stands before each rectifier.
     debug : bool
         Print the shape after each stage.
+    activation : callable
+        What follows `norm`; the identity, if `norm` includes the rectifier.
 
     Returns
     -------
     NDArray, shape (N, 10), float32
     """
     def stage(H, i):
-        H = nd.relu(norm(H, params[f'gamma{i}'], params[f'beta{i}'],
-                         scope_name=f'bn{i}'))
+        H = activation(norm(H, params[f'gamma{i}'], params[f'beta{i}'],
+                            scope_name=f'bn{i}'))
         if H.ndim == 4:
             H = nd.Pooling(H, kernel=(2, 2), stride=(2, 2), pool_type='avg')
         if debug:
@@ -556,8 +559,8 @@ def settle(moving, images, params, ctx=None, batch_size=500):
     ctx : mxnet.Context, optional
         Device of the parameters.
     batch_size : int
-        The statistics are an average over batches of this size, each
-        weighted by its images.
+        Images that pass at a time. They normalize each other, so a layer
+        behind another one depends on it a little.
 
     Raises
     ------
@@ -566,13 +569,18 @@ def settle(moving, images, params, ctx=None, batch_size=500):
 
     References
     ----------
-    Ioffe and Szegedy (2015), algorithm 2, with the biased variance.
+    Ioffe and Szegedy (2015), algorithm 2, with the biased variance of all
+    values (eq-merge) in place of the average variance of a batch.
     """
     if len(images) < 2:
         raise ValueError(f'images: expected two or more, got {len(images)}')
-    settled, seen = MovingStatistics(), 0
+    parts = {}
     for X, _ in batches(images, np.zeros(len(images)), batch_size, ctx):
-        norm, _ = training_and_testing(settled, seen / (seen + len(X)))
-        net(X, params, norm)
-        seen += len(X)
-    moving.mean, moving.var = settled.mean, settled.var
+        batch = MovingStatistics()
+        net(X, params, training_and_testing(batch)[0])
+        for name, mean in batch.mean.items():
+            parts.setdefault(name, []).append(
+                (len(X), mean, len(X) * batch.var[name]))
+    merged = {name: merge_statistics(found) for name, found in parts.items()}
+    moving.mean = {name: mean for name, (_, mean, _) in merged.items()}
+    moving.var = {name: M2 / n for name, (n, _, M2) in merged.items()}

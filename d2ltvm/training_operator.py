@@ -13,6 +13,7 @@ import numpy as np
 from d2ltvm import needed_for
 from d2ltvm.cpu_schedule import host_target, vector_lanes
 from d2ltvm.from_scratch import apply_statistics
+from d2ltvm.theory import merge_statistics
 
 with needed_for('d2ltvm.training_operator'):
     import mxnet as mx
@@ -23,7 +24,7 @@ with needed_for('d2ltvm.training_operator'):
     from tvm.tirx.script import builder as T
 
 __all__ = ['BatchNormFunction', 'BatchNormOperator', 'BatchNormProperty',
-           'CompiledBatchNorm', 'Kernels', 'Loops', 'backward_program',
+           'CompiledBatchNorm', 'Kernels', 'Loops', 'PART', 'backward_program',
            'compile_kernels', 'forward_program', 'register_operator',
            'train_backward', 'train_forward']
 
@@ -89,14 +90,14 @@ class Loops:
                 yield done + block * width, width
             done = done + blocks * width
 
-    def values(self, examples, first, width):
-        """Loop over the values of a block in the first examples.
+    def values(self, begin, examples, first, width):
+        """Loop over the values of a block in some examples.
 
         Yields position, lane of a sum, and channel within the block.
         """
         lanes, wide = self.lanes, self.unroll * self.lanes
         with T.serial(0, examples) as i:
-            start = (i * self.c + first) * self.size
+            start = ((begin + i) * self.c + first) * self.size
             if self.dense:
                 with T.vectorized(0, width) as v:
                     yield start + v, v, v
@@ -125,35 +126,57 @@ class Loops:
         """One total per channel of the block, in a buffer."""
         if self.dense:
             return sums  # a lane is a channel
+        with T.unroll(1, self.unroll) as u, T.vectorized(0, self.lanes) as v:
+            _store(sums, v, sums[v] + sums[u * self.lanes + v])
         total = _local(1)
-        _store(total, 0, T.float32(0))
-        with T.serial(0, self.unroll * self.lanes) as v:
+        _store(total, 0, sums[0])
+        with T.unroll(1, self.lanes) as v:
             _store(total, 0, total[0] + sums[v])
         return total
 
 
 # chapters/training_operator.ipynb, cell fn-forward-program
+PART = 2 ** 13  # values of a channel that are summed at a time
+
+
+# chapters/training_operator.ipynb, cell fn-forward-program
 def _statistics(loops, X, first, width):
-    """Write equation (eq-pivot): buffers of pivot, rest and variance."""
-    few = (loops.n + 7) // 8
+    """Write (eq-pivot) for each part, and merge: pivot, rest, variance."""
+    part = T.max(1, PART // loops.size)  # examples
+    few = (T.min(part, loops.n) + 7) // 8
     sums = loops.sums(width)
-    for p, lane, _ in loops.values(few, first, width):
+    for p, lane, _ in loops.values(0, few, first, width):
         _store(sums, lane, sums[lane] + X[p])
-    pivot = loops.totals(sums, width)
+    pivot, rest, M2 = loops.totals(sums, width), _local(width), _local(width)
     with T.vectorized(0, width) as q:
         _store(pivot, q, pivot[q] / T.Cast('float32', few * loops.size))
-    sums, squares = loops.sums(width), loops.sums(width)
-    for p, lane, q in loops.values(loops.n, first, width):
-        d = X[p] - pivot[q]
-        _store(sums, lane, sums[lane] + d)
-        _store(squares, lane, squares[lane] + d * d)
-    rest, var = loops.totals(sums, width), loops.totals(squares, width)
+        _store(rest, q, T.float32(0))
+        _store(M2, q, T.float32(0))
+    with T.serial(0, (loops.n + part - 1) // part) as i:
+        some = T.min(part, loops.n - i * part)
+        sums, squares = loops.sums(width), loops.sums(width)
+        for p, lane, q in loops.values(i * part, some, first, width):
+            d = X[p] - pivot[q]
+            _store(sums, lane, sums[lane] + d)
+            _store(squares, lane, squares[lane] + d * d)
+        r, square = loops.totals(sums, width), loops.totals(squares, width)
+        before, m = (T.Cast('float32', n * loops.size)
+                     for n in (i * part, some))
+        with T.vectorized(0, width) as q:
+            _store(r, q, r[q] / m)
+            exact = square[q] - m * r[q] * r[q]  # rounding may make it < 0
+            _, mean, total = merge_statistics([
+                (before, rest[q], M2[q]),
+                (m, r[q], T.max(T.float32(0), exact))])
+            _store(M2, q, total)
+            _store(r, q, mean)
+            _store(square, q, pivot[q] + r[q])
+            _store(rest, q, r[q] - (square[q] - pivot[q]))
+            _store(pivot, q, square[q])
     m = T.Cast('float32', loops.n * loops.size)
     with T.vectorized(0, width) as q:
-        _store(rest, q, rest[q] / m)
-        exact = var[q] / m - rest[q] * rest[q]  # rounding may make it < 0
-        _store(var, q, T.max(T.float32(0), exact))
-    return pivot, rest, var
+        _store(M2, q, M2[q] / m)
+    return pivot, rest, M2
 
 
 # chapters/training_operator.ipynb, cell fn-forward-program
@@ -197,7 +220,7 @@ def forward_program(loops, relu):
                 for row, values in enumerate((pivot, rest, inv_std, scale,
                                               shift)):
                     _store(saved, row * c + k, values[q])
-            for p, _, q in loops.values(loops.n, first, width):
+            for p, _, q in loops.values(0, loops.n, first, width):
                 y = (X[p] - pivot[q]) * scale[q] + shift[q]
                 # constant first: max(y, 0) would turn NaN into 0
                 _store(Y, p, T.max(T.float32(0), y) if relu else y)
@@ -235,7 +258,7 @@ def backward_program(loops, relu):
                 for row, values in enumerate(rows):
                     _store(values, q, saved[row * c + first + q])
             sums, products = loops.sums(width), loops.sums(width)
-            for p, lane, q in loops.values(loops.n, first, width):
+            for p, lane, q in loops.values(0, loops.n, first, width):
                 d = X[p] - pivot[q]
                 on = d * scale[q] + shift[q] > zero
                 g = T.Select(on, dY[p], zero) if relu else dY[p]
@@ -249,7 +272,7 @@ def backward_program(loops, relu):
                 _store(dbeta, first + q, db[q])
                 _store(u, q, zero - scale[q] * inv_std[q] * dg[q] / m)
                 _store(v, q, zero - scale[q] * db[q] / m - u[q] * rest[q])
-            for p, _, q in loops.values(loops.n, first, width):
+            for p, _, q in loops.values(0, loops.n, first, width):
                 d = X[p] - pivot[q]
                 on = d * scale[q] + shift[q] > zero
                 g = T.Select(on, dY[p], zero) if relu else dY[p]

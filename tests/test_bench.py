@@ -234,14 +234,20 @@ def test_error_sees_every_result():
         data.error({'dX': np.ones(2)}, exact)
 
 
-@pytest.mark.parametrize('suite', ['inference', 'training'])
+@pytest.mark.parametrize('suite', ['inference', 'training', 'network'])
 @pytest.mark.parametrize('name', [name for name, engine in
                                   engines.ENGINES.items()
                                   if not engine.second])
 def test_engines_of_the_book_are_right(name, suite):
     """As the worker checks them, on a shape with remainders."""
-    one = engines.ENGINES[name]()
-    _, answer = worker.prepare(one, suite, (3, 4, 5, 7))
+    one, shape = engines.ENGINES[name](), (3, 4, 5, 7)
+    if suite == 'network':
+        shape = (3, 1, 28, 28)
+        if name not in ('TVM', 'MXNet threaded', 'MXNet naive'):
+            with pytest.raises(NotImplementedError, match='not given'):
+                worker.prepare(one, suite, shape)
+            return
+    _, answer = worker.prepare(one, suite, shape)
     assert answer['errors']
     for forms in answer['errors'].values():
         assert max(forms.values()) < 2e-6
@@ -275,6 +281,18 @@ def test_table_file_and_figure(tmp_path):
     assert (tmp_path / 'some.png').stat().st_size < 60_000
 
 
+@pytest.mark.parametrize('shapes, label', [
+    (((1, 1, 28, 28), (64, 1, 28, 28)), 'images'),
+    (((1, 2, 3, 4), (1, 2, 6, 8)), 'size of X (MB)')])
+def test_figure_over_images_or_bytes(shapes, label):
+    result = a_result()
+    for case, shape in zip(result['cases'], shapes, strict=True):
+        case['shape'] = shape
+    figure = figures.draw(result)
+    assert figure.axes[0].get_xlabel() == label
+    figures.plt.close(figure)
+
+
 def test_suites_of_functions_keep_their_format(tmp_path):
     result = {'title': 't', 'baseline': 'a', 'times': {
         'a': (1.0, 2.0, 3.0), 'b': (2.0, 3.0, 5.0)}}
@@ -283,6 +301,41 @@ def test_suites_of_functions_keep_their_format(tmp_path):
     stored = json.loads((tmp_path / 'some.json').read_text())
     assert stored['ratios'] == {'a': 1.0, 'b': 1.5}
     assert set(bench_import.MODULES) >= {'tvm', 'mxnet'}
+
+
+def test_exact_network_is_that_of_the_definition():
+    """One logit against sums written out, in Python's own numbers."""
+    arrays = data.network((2, 1, 28, 28))
+    got = data.network_exact(**arrays)['Y']
+    image = arrays['X'][1]
+    for i in (1, 2):
+        W, b = (arrays[f'{kind}{i}'].astype('float64') for kind in 'Wb')
+        k, side = W.shape[2], image.shape[1] - W.shape[2] + 1
+        conv = np.array([[[np.maximum((W[o] * image[
+            :, y:y + k, x:x + k]).sum() + b[o], 0) for x in range(side)]
+            for y in range(side)] for o in range(len(W))])
+        half = side // 2
+        image = sum(conv[:, i:2 * half:2, j:2 * half:2]
+                    for i in (0, 1) for j in (0, 1)) / 4
+    hidden = np.maximum(arrays['W3'] @ image.ravel() + arrays['b3'], 0)
+    np.testing.assert_allclose(got[1], arrays['W4'] @ hidden + arrays['b4'],
+                               rtol=1e-6, atol=1e-6)
+
+
+def test_committed_results_of_the_network():
+    """The quickest peers, for one image and many; the AVX2 build, too."""
+    folder = ROOT / 'benchmarks' / 'results'
+    result = json.loads((folder / 'network.json').read_text())
+    cases = {(case['shape'][0], case['part']): case
+             for case in result['cases']}
+    assert set(cases) >= {(1, 'call'), (64, 'call')}
+    for (_, part), case in cases.items():
+        peers = {'ONNX Runtime'} if part == engines.AVX2 else {
+            'MXNet', 'PyTorch', 'ONNX Runtime'}
+        assert {'TVM'} | peers == set(case['times'])
+        assert max(case['errors'].values()) < 1e-5
+    assert set(result['engines']) | set(result['left_out']) >= set(
+        engines.ENGINES)
 
 
 @pytest.mark.parametrize('suite', ['inference', 'training'])

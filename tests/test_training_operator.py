@@ -144,6 +144,43 @@ def test_threads_do_not_change_a_bit(shape, relu):
         assert_array_equal(a, b)
 
 
+@settings(quick, max_examples=25)
+@given(shapes, seeds, offsets, st.sampled_from((1, 7, 64, 500)),
+       st.booleans())
+def test_any_number_of_parts(shape, seed, offset, part, drift):
+    """Parts of any length; also parts far from each other."""
+    arrays = X, dY, gamma, beta = draw(shape, seed, offset)
+    if drift:
+        X[len(X) // 2:] += 50
+    target, dense = module.host_target(), X.ndim == 2
+    lanes = module.vector_lanes(target)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, 'PART', part)
+        forward = module.forward_program(module.Loops(dense, lanes), False)
+    forward = tvm.compile(forward, target=target)['forward']
+    backward = module.compile_kernels(dense).backward
+    moving = np.zeros_like(gamma), np.ones_like(gamma)
+    Y, dX, saved = X.copy(), X.copy(), np.empty((5, len(gamma)), 'float32')
+    dgamma, dbeta = gamma.copy(), beta.copy()
+    forward(X, gamma, beta, Y, *moving, saved, 0.9, 1e-5)
+    backward(dY, X, saved, dX, dgamma, dbeta)
+    judge((Y, dX, dgamma, dbeta, *moving), *arrays)
+    mean, rest = saved[:2].astype('float64')
+    assert (abs(rest) <= np.spacing(abs(saved[0]))).all()
+    axes = (0, *range(2, X.ndim))
+    assert_allclose(mean + rest, X.mean(axes, 'float64'), rtol=1e-7,
+                    atol=1e-6 * (1 + X.std(axes, dtype='float64').max()))
+
+
+@pytest.mark.parametrize('shape', [(16, 1, 512, 1024), (2 ** 21, 1)])
+def test_millions_of_values(shape):
+    """One sum of so many squares would be off by 1e-4."""
+    X, _, gamma, beta = draw(shape, offset=1000)
+    moving = np.zeros_like(gamma), np.ones_like(gamma)
+    module.train_forward(X, gamma, beta, *moving, momentum=0.0)
+    assert_allclose(moving[1], [X.var(dtype='float64')], rtol=2e-6)
+
+
 def test_worst_pivot():
     """All of the first eighth lies apart from the rest."""
     X, dY, gamma, beta = draw((64, 3, 5, 5))

@@ -1,0 +1,364 @@
+"""The scheduled network: shapes, targets, tiles, NaN, wrong arguments."""
+import math
+import os
+import subprocess
+import sys
+
+import mxnet as mx
+import numpy as np
+import pytest
+import tvm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tvm import relax, s_tir, te
+
+from d2ltvm import network_schedule as module
+
+SHAPES = (20, 1, 3, 3), (50, 20, 5, 5), (128, 800), (10, 128)
+LINUX = 'x86_64-linux-gnu'
+
+
+def draw_layers(shapes=SHAPES, seed=0, scale=1):
+    """Weights that keep the size of what passes; `scale` for the first."""
+    rng, layers = np.random.default_rng(seed), []
+    for i, shape in enumerate(shapes):
+        factor = np.sqrt(2 / math.prod(shape[1:])) * (1 if i else scale)
+        layers.append((
+            (factor * rng.normal(size=shape)).astype('float32'),
+            (0.3 * rng.normal(size=shape[0])).astype('float32')))
+    return layers
+
+
+def draw_images(batch, seed=1):
+    return np.random.default_rng(seed).random((batch, 1, 28, 28), 'float32')
+
+
+def bound(layers, images):
+    """Error that float32 may make: see the comments."""
+    # Each layer adds n products: the rounding errors of the sum are at most
+    # n * 2**-24 of the sum of the sizes, and usually about sqrt(n) of it.
+    # The sizes are those of the network with positive weights.
+    sizes = [(abs(W), abs(b)) for W, b in layers]
+    terms = max(W[0].size for W, _ in layers)
+    return 4 * math.sqrt(terms) * 2 ** -24 * module.network_float64(
+        sizes, abs(images)).max()
+
+
+def check(got, layers, images):
+    expected = module.network_float64(layers, images)
+    assert got.shape == expected.shape and got.dtype == np.float32
+    np.testing.assert_allclose(got, expected, rtol=0,
+                               atol=bound(layers, images))
+
+
+# The reference
+
+@pytest.mark.parametrize('shape, kernel', [((2, 3, 9, 12), 3),
+                                           ((1, 1, 6, 8), 5)])
+def test_reference_convolution_agrees_with_mxnet(shape, kernel, semantics):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=shape)
+    W = rng.normal(size=(4, shape[1], kernel, kernel))
+    b = rng.normal(size=4)
+    nd = mx.nd
+    Y = nd.Convolution(*(nd.array(a) for a in (X, W, b)), num_filter=4,
+                       kernel=(kernel, kernel))
+    Y = nd.Pooling(nd.relu(Y), kernel=(2, 2), stride=(2, 2), pool_type='avg')
+    got = module.conv_float64(X, W, b)
+    assert got.dtype == np.float64
+    np.testing.assert_allclose(got, Y.asnumpy(), rtol=1e-5, atol=1e-5)
+
+
+# Pieces
+
+def run_conv(X, W, b, side, lanes, registers):
+    """conv_relu_pool with its schedule, on the plain target."""
+    x, w, c = (te.placeholder(a.shape, name=name) for a, name in (
+        (X, 'X'), (W.transpose(2, 3, 1, 0), 'W'), (b, 'b')))
+    P = module.conv_relu_pool(lambda *at: x[at], w, c, len(X), side, 'P')
+    sch = s_tir.Schedule(te.create_prim_func([x, w, c, P]))
+    reduction = module.schedule_conv(sch, 'P', lanes, registers)
+    sch.decompose_reduction(*reduction)
+    out = np.full([int(n) for n in P.shape], np.nan, 'float32')
+    arrays = (np.ascontiguousarray(a) for a in (X, W.transpose(2, 3, 1, 0),
+                                                b))
+    tensors = [*map(tvm.runtime.tensor, arrays), tvm.runtime.tensor(out)]
+    tvm.compile(sch.mod, target='llvm')['main'](*tensors)
+    return tensors[-1].numpy()
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 11),
+       st.sampled_from([1, 3, 5]), st.integers(1, 5),
+       st.sampled_from([4, 8, 16]), st.sampled_from([16, 32]),
+       st.sampled_from([1e-4, 1, 1e4]), st.sampled_from([0, 1000]))
+def test_convolution(batch, channels, outputs, kernel, side, lanes,
+                     registers, scale, offset):
+    """Also one channel, sides that no vector divides, offset 1000."""
+    rng = np.random.default_rng(batch + 10 * outputs)
+    n = 2 * side + kernel - 1
+    X = scale * (offset + rng.normal(size=(batch, channels, n, n)))
+    W = rng.normal(size=(outputs, channels, kernel, kernel))
+    X, W, b = (a.astype('float32') for a in (X, W, rng.normal(size=outputs)))
+    got = run_conv(X, W, b, side, lanes, registers)
+    exact = module.conv_float64(X, W, b).reshape(got.shape)
+    # n products and n additions, each rounded by 2**-24 of what it handles
+    terms = W[0].size + 6
+    size = module.conv_float64(abs(X), abs(W), abs(b)).max()
+    np.testing.assert_allclose(got, exact, rtol=0,
+                               atol=terms * 2 ** -24 * size)
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 8), st.integers(1, 3), st.integers(1, 3),
+       st.integers(1, 70), st.sampled_from([4, 16]),
+       st.sampled_from([16, 32]))
+def test_dense(rows, groups, vectors, features, lanes, registers):
+    rng, batch, outputs = np.random.default_rng(0), rows * groups, \
+        vectors * lanes
+    X, W = (rng.normal(size=shape).astype('float32') for shape in (
+        (batch, features), (features, outputs)))
+    x, w = (te.placeholder(a.shape, name='X') for a in (X, W))
+    k = te.reduce_axis((0, features), 'k')
+    Y = te.compute((batch, outputs), lambda i, o: te.sum(
+        x[i, k] * w[k, o], axis=k), name='Y')
+    sch = s_tir.Schedule(te.create_prim_func([x, w, Y]))
+    sch.split(sch.get_loops(sch.get_sblock('Y'))[0], [None, rows])
+    sch.decompose_reduction(
+        *module.schedule_dense(sch, 'Y', rows, lanes, registers))
+    out = tvm.runtime.tensor(np.full((batch, outputs), np.nan, 'float32'))
+    tvm.compile(sch.mod, target='llvm')['main'](
+        *map(tvm.runtime.tensor, (X, W)), out)
+    size = (abs(X) @ abs(W)).max()
+    np.testing.assert_allclose(out.numpy(), X.astype('float64') @ W, rtol=0,
+                               atol=(features + 1) * 2 ** -24 * size)
+
+
+@given(st.integers(1, 200), st.integers(1, 64), st.sampled_from([1, 10, 25]))
+def test_plan_divides_and_is_no_worse_than_one_task_an_image(batch, threads,
+                                                             groups):
+    rows, parts = module.plan(batch, threads, groups)
+    assert batch % rows == 0 and groups % parts == 0 and 1 <= rows <= 8
+
+    def cost(rows, parts):
+        turns = math.ceil(batch // rows * parts / threads)
+        return turns * (rows * (4 + 29 / parts) + 2 / parts)
+
+    assert cost(rows, parts) <= cost(1, 1)
+    if threads == 1:
+        assert parts == 1
+
+
+def test_packed_weights():
+    layers = draw_layers(((3, 1, 3, 3), (4, 3, 5, 5), (5, 64), (2, 5)))
+    packed = module.packed_weights(layers, 8)
+    assert [a.shape for a in packed] == [
+        (3, 3, 1, 3), (3,), (5, 5, 3, 4), (4,), (64, 8), (8,), (8, 8), (8,)]
+    np.testing.assert_array_equal(packed[2][4, 1, 2, 3],
+                                  layers[1][0][3, 2, 4, 1])
+    np.testing.assert_array_equal(packed[6][:5, :2], layers[3][0].T)
+    for i, outputs in ((4, 5), (5, 5), (6, 2), (7, 2)):
+        assert not packed[i][..., outputs:].any()
+    assert not packed[6][5:].any()
+    assert all(a.flags.c_contiguous for a in packed)
+
+
+# The whole
+
+@settings(max_examples=12)
+@given(st.integers(1, 9), st.integers(1, 3), st.integers(1, 12),
+       st.integers(1, 12), st.sampled_from([1, 3, 5]),
+       st.sampled_from([1, 3, 5]), st.integers(1, 40), st.integers(1, 17),
+       st.sampled_from([1e-5, 1, 1e5]))
+def test_networks_of_other_sizes(batch, threads, c1, c2, k1, k2, hidden,
+                                 classes, scale):
+    side = ((28 - k1 + 1) // 2 - k2 + 1) // 2
+    layers = draw_layers(((c1, 1, k1, k1), (c2, c1, k2, k2),
+                          (hidden, c2 * side ** 2), (classes, hidden)),
+                         scale=scale)
+    images = draw_images(batch)
+    network = module.compile_network(layers, batch, threads=threads)
+    check(network(images), layers, images)
+
+
+@pytest.mark.parametrize('batch', [1, 2, 3, 5, 13, 16, 64])
+@pytest.mark.parametrize('threads', [None, 1, 2, 5])
+def test_batches(batch, threads):
+    layers, images = draw_layers(), draw_images(batch)
+    network = module.compile_network(layers, batch, threads=threads)
+    check(network(images), layers, images)
+    check(network(images[::-1]), layers, images[::-1])  # any strides
+
+
+@pytest.mark.parametrize('cpu', ['x86-64', 'x86-64-v3', None])
+def test_targets_that_this_machine_can_run(cpu):
+    host = module.cpu_target()
+    if cpu == 'x86-64-v3' and 'avx2' not in (
+            tvm.target.codegen.llvm_get_cpu_features(host)):
+        pytest.skip('no AVX2 here')
+    target = {'kind': 'llvm', 'mcpu': cpu} if cpu else None
+    layers, images = draw_layers(), draw_images(8)
+    check(module.compile_network(layers, 8, target)(images), layers, images)
+
+
+@pytest.mark.parametrize('cpu, triple, lanes, held', [
+    ('x86-64', LINUX, 4, 2), ('x86-64-v3', LINUX, 8, 2),
+    ('x86-64-v4', LINUX, 16, 5), ('', 'aarch64-linux-gnu', 4, 5)])
+def test_the_tile_follows_the_target(cpu, triple, lanes, held):
+    options = {'mcpu': cpu} if cpu else {}
+    target = module.cpu_target({'kind': 'llvm', 'mtriple': triple, **options})
+    layers = draw_layers()
+    sch = module.schedule_network(layers, 4, target, 2)
+    loops = sch.get_loops(sch.get_sblock('conv2'))
+    assert [int(sch.get(loop).extent) for loop in loops[-2:]] == [held, lanes]
+    text = sch.mod.script()
+    assert text.count('T.parallel(') == 1
+    assert f'T.vectorized({2 * lanes})' not in text
+    built = tvm.compile(module.network_module(layers, 4, target, 2), target)
+    assert built.mod.imports[0].inspect_source('asm')
+
+
+def test_one_thread_has_no_parallel_loop():
+    target = module.cpu_target('llvm')
+    script = module.network_module(draw_layers(), 8, target, 1).script()
+    assert 'T.parallel' not in script
+
+
+@pytest.mark.parametrize('row, column', [(0, 0), (13, 7), (25, 25)])
+def test_nan_stays_in_its_row(row, column):
+    images = draw_images(3)
+    network = module.compile_network(draw_layers(), 3)
+    before = network(images)
+    images[1, 0, row, column] = np.nan
+    after = network(images)
+    assert np.isnan(after[1]).all()
+    np.testing.assert_array_equal(after[[0, 2]], before[[0, 2]])
+    images[1, 0, row, column] = np.inf  # inf - inf in most sums
+    assert not np.isfinite(network(images)[1]).any()
+
+
+def test_the_module_is_relax_with_its_weights():
+    layers, images = draw_layers(), draw_images(2)
+    target = module.cpu_target()
+    built = module.network_module(layers, 2, target)
+    assert isinstance(built['main'], relax.Function)
+    assert len(built['main'].params) == 1
+    run = relax.VirtualMachine(tvm.compile(built, target), tvm.cpu())['main']
+    for arrays in layers:  # its own copy
+        for array in arrays:
+            array[...] = 0
+    got = run(tvm.runtime.tensor(images)).numpy()
+    check(got, draw_layers(), images)
+
+
+def test_results_are_new_writable_arrays():
+    network = module.compile_network(draw_layers(), 2)
+    first = network(draw_images(2))
+    kept = first.copy()
+    second = network(draw_images(2, seed=5))
+    np.testing.assert_array_equal(first, kept)
+    assert not np.array_equal(first, second)
+    first[...] = 0
+
+
+@pytest.mark.parametrize('offset', [0, 4, 20])
+def test_any_address(offset):
+    images = draw_images(2)
+    memory = np.empty(images.nbytes + 128, 'uint8')
+    start = -memory.ctypes.data % 64 + offset
+    view = memory[start:start + images.nbytes].view('float32')
+    view = view.reshape(images.shape)
+    view[...] = images
+    layers = draw_layers()
+    check(module.compile_network(layers, 2)(view), layers, images)
+
+
+def test_before_and_after_set_np(semantics):
+    layers, images = draw_layers(), draw_images(2)
+    check(module.compile_network(layers, 2)(images), layers, images)
+
+
+def test_import_leaves_the_settings_alone():
+    program = ('import os; before = dict(os.environ); '
+               'from d2ltvm import network_schedule; '
+               'assert dict(os.environ) == before')
+    ran = subprocess.run([sys.executable, '-c', program], env=os.environ,
+                         capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, '', '')
+
+
+# Refusals
+
+def changed(i, W=None, b=None):
+    layers = draw_layers()
+    layers[i] = (layers[i][0] if W is None else W,
+                 layers[i][1] if b is None else b)
+    return layers
+
+
+F = np.float32
+
+
+@pytest.mark.parametrize('layers, error, words', [
+    (draw_layers()[:3], ValueError, 'layers: expected four pairs.*got list '
+     'of 3'),
+    (None, ValueError, 'layers: expected four pairs.*got NoneType'),
+    ([*draw_layers()[:3], 5], ValueError, r'layers\[3\]: expected a pair'),
+    ([*draw_layers()[:3], draw_layers()[3][:1]], ValueError,
+     r'layers\[3\]: expected a pair'),
+    (changed(1, b=np.zeros(50)), TypeError,
+     r'layers\[1\]: expected arrays of float32, got float64'),
+    (changed(0, W=[1]), TypeError, r'layers\[0\]: expected arrays.*list'),
+    (changed(0, W=np.ones((20, 3, 3, 3), F)), ValueError,
+     r'layers\[0\]: expected W of shape \(out, 1, k, k\) with odd k.*'
+     r'got \(20, 3, 3, 3\)'),
+    (changed(0, W=np.ones((20, 1, 3, 5), F)), ValueError, r'layers\[0\]'),
+    (changed(0, W=np.ones((20, 1, 4, 4), F)), ValueError, r'layers\[0\]'),
+    (changed(1, W=np.ones((50, 20, 25), F)), ValueError, r'layers\[1\]'),
+    (changed(1, b=np.ones(49, F)), ValueError, r'layers\[1\].*\(49,\)'),
+    (changed(1, W=np.ones((50, 20, 13, 13), F)), ValueError,
+     'leave nothing of 28 x 28'),
+    (changed(2, W=np.ones((128, 801), F)), ValueError,
+     r'layers\[2\]: expected W of shape \(out, 800\) and'),
+    (changed(2, W=np.ones((0, 800), F), b=np.ones(0, F)), ValueError,
+     r'layers\[2\]'),
+    (changed(3, W=np.ones((10, 127), F)), ValueError,
+     r'layers\[3\]: expected W of shape \(out, 128\)')])
+def test_layers_that_do_not_fit(layers, error, words):
+    for function in (module.check_layers,
+                     lambda layers: module.network_module(layers, 1)):
+        with pytest.raises(error, match=words):
+            function(layers)
+
+
+@pytest.mark.parametrize('name', ['batch', 'threads'])
+@pytest.mark.parametrize('value', [0, -1, 2.0, '1', True])
+def test_numbers_that_are_none(name, value):
+    arguments = {'batch': 1, 'threads': 1, name: value}
+    with pytest.raises(ValueError, match=f'{name}: expected a positive int'):
+        module.network_module(draw_layers(), **arguments)
+
+
+@pytest.mark.parametrize('target, words', [
+    ('nonsense', 'TVM refuses'), ('cuda', 'expected kind llvm'),
+    ({'kind': 'llvm', 'mcpu': 'native'}, "LLVM knows no processor 'native'"),
+    (3, 'TVM refuses')])
+def test_targets_that_are_none(target, words):
+    for function in (module.cpu_target,
+                     lambda t: module.compile_network(draw_layers(), 1, t)):
+        with pytest.raises(ValueError, match=f'target: {words}'):
+            function(target)
+
+
+def test_images_that_do_not_fit():
+    network = module.compile_network(draw_layers(), 2)
+    images = draw_images(2)
+    for wrong in (images.astype('float64'), images.tolist(), None):
+        with pytest.raises(TypeError, match='images: expected an array of '
+                           'float32'):
+            network(wrong)
+    for wrong in (images[:1], images[:, 0], images[..., :27]):
+        with pytest.raises(ValueError, match=r'images: expected shape '
+                           r'\(2, 1, 28, 28\), got'):
+            network(wrong)
+    check(network(images), draw_layers(), images)
