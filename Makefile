@@ -11,21 +11,24 @@ ifneq ($(shell cat $(ready) 2>/dev/null),$(CURDIR))
 .PHONY: $(ready)
 endif
 
-.PHONY: book test package notebooks lab bench clean
+.PHONY: book test check package notebooks lab bench clean
 .DELETE_ON_ERROR:
 
 book: package
 	.venv/bin/jupyter-book build . -W -n --keep-going
 	@echo "Open file://$(CURDIR)/_build/html/index.html"
 
-test: $(ready)
-	.venv/bin/ruff check .
-	$(python) tools/cut.py --check
+test: check
 	$(python) -m pytest
 	D2LTVM_SHORT=1 $(python) -m pytest --nbval --nbval-current-env \
 	    --timeout=600 --nbval-cell-timeout=500 -p no:cacheprovider \
 	    chapters/*.ipynb
 	.venv/bin/jupyter-book build . --all -W -n --keep-going -q
+
+check: $(ready)
+	.venv/bin/ruff check .
+	$(python) tools/cut.py --check
+	.venv/bin/mypy
 
 package: $(ready)
 	$(python) tools/cut.py
@@ -46,4 +49,4 @@ $(peers): benchmarks/requirements.txt benchmarks/environment.sh | $(ready)
 	@sh benchmarks/environment.sh
 
 clean:
-	rm -rf .venv .venv-bench _build d2ltvm.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-bench _build d2ltvm.egg-info .pytest_cache .ruff_cache .mypy_cache

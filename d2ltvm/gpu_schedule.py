@@ -7,6 +7,8 @@ import numbers
 import re
 import shutil
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +28,7 @@ __all__ = ['bench_gpu', 'compile_ptx', 'cuda_kernel', 'cuda_schedule',
 
 
 # chapters/gpu_schedule.ipynb, cell fn-cuda-target
-def cuda_target(arch=None):
+def cuda_target(arch: str | None = None) -> Target:
     """The target to build CUDA kernels for.
 
     Parameters
@@ -68,7 +70,8 @@ def _check_target(target):
 
 
 # chapters/gpu_schedule.ipynb, cell fn-cuda-source
-def cuda_source(mod, target=None):
+def cuda_source(mod: tvm.IRModule | tvm.tirx.PrimFunc,
+                target: Target | None = None) -> str:
     """The CUDA source that TVM generates for a program.
 
     Parameters
@@ -100,7 +103,8 @@ def cuda_source(mod, target=None):
 
 
 # chapters/gpu_schedule.ipynb, cell fn-serial-program
-def serial_program(mod):
+def serial_program(mod: tvm.IRModule | tvm.tirx.PrimFunc
+                   ) -> tvm.IRModule | tvm.tirx.PrimFunc:
     """Replace loops over blocks and threads by serial ones.
 
     The threads must be independent: no shared memory, no barriers.
@@ -200,8 +204,9 @@ def _check_shape(shape, dtype, eps):
 
 
 # chapters/gpu_schedule.ipynb, cell fn-cuda-schedule
-def cuda_schedule(shape, dtype='float32', eps=1e-5, threads=256,
-                  blocks=1056):
+def cuda_schedule(shape: tuple[int, ...], dtype: str = 'float32',
+                  eps: float = 1e-5, threads: int = 256,
+                  blocks: int = 1056) -> s_tir.Schedule:
     """Batch norm with given statistics, scheduled for CUDA.
 
     Parameters
@@ -243,7 +248,8 @@ def cuda_schedule(shape, dtype='float32', eps=1e-5, threads=256,
 
 
 # chapters/gpu_schedule.ipynb, cell fn-cuda-kernel
-def cuda_kernel(shape, target=None, dtype='float32', eps=1e-5):
+def cuda_kernel(shape: tuple[int, ...], target: Target | None = None,
+                dtype: str = 'float32', eps: float = 1e-5) -> Callable:
     """Compile batch norm with given statistics for a GPU.
 
     Where TVM finds the CUDA driver, the source is compiled at once, by
@@ -282,7 +288,7 @@ def cuda_kernel(shape, target=None, dtype='float32', eps=1e-5):
 
 
 # chapters/gpu_schedule.ipynb, cell fn-compile-ptx
-def compile_ptx(source, target):
+def compile_ptx(source: str, target: Target) -> tuple[str | None, str]:
     """Compile CUDA source as far as PTX, if a compiler is present.
 
     Parameters
@@ -366,7 +372,8 @@ def _peers(X, mean, var, gamma, beta, eps):
 
 
 # chapters/gpu_schedule.ipynb, cell fn-bench-gpu
-def bench_gpu(shape, dtype='float32', eps=1e-5):
+def bench_gpu(shape: tuple[int, ...], dtype: str = 'float32',
+              eps: float = 1e-5) -> dict[str, Any]:
     """Check and time `cuda_kernel` on the first GPU.
 
     Parameters
@@ -400,12 +407,13 @@ def bench_gpu(shape, dtype='float32', eps=1e-5):
     out = tvm.runtime.tensor(np.full_like(X, np.nan), gpu)
     bn = cuda_kernel(shape, None, dtype, eps)
     bn(*tensors, out)
-    error = bn_error(out.numpy(), X, *params, eps)
+    given = [X, *params, eps]
+    error = bn_error(out.numpy(), *given)
     if not error < {'float32': 2e-6, 'float16': 1e-3}[dtype]:
         raise RuntimeError(f'the kernel is wrong: relative error {error}')
     calls = {'TVM': (lambda: bn(*tensors, out), gpu.sync, tvm.__version__),
              'copy': (lambda: tensors[0].copyto(out), gpu.sync, None),
-             **_peers(X, *params, eps)}
+             **_peers(*given)}
     return {'device': str(gpu.device_name), 'shape': list(map(int, shape)),
             'dtype': dtype, 'bytes': 2 * X.nbytes, 'error': error,
             'seconds': {name: _seconds(call, wait)

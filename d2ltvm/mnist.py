@@ -10,6 +10,7 @@ import io
 import math
 import os
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,7 +92,7 @@ class Digits(NamedTuple):
 
 
 # chapters/mnist.ipynb, cell fn-parse-idx
-def parse_idx(content, label='content'):
+def parse_idx(content: bytes, label: str | Path = 'content') -> np.ndarray:
     """Array held in the bytes of an IDX file.
 
     Parameters
@@ -126,7 +127,7 @@ def parse_idx(content, label='content'):
 
 
 # chapters/mnist.ipynb, cell fn-read-idx
-def unpack(content, label):
+def unpack(content: bytes, label: str | Path) -> bytes:
     """Content of a gzip file, or `content` itself if it is none.
 
     Raises ValueError, beginning with `label`, if the gzip is damaged.
@@ -140,7 +141,8 @@ def unpack(content, label):
 
 
 # chapters/mnist.ipynb, cell fn-read-idx
-def read_idx(path, shape, digest, packed=False):
+def read_idx(path: str | Path, shape: tuple[int, ...], digest: str,
+             packed: bool = False) -> np.ndarray:
     """Array in an IDX file, proved to be the one that is meant.
 
     Parameters
@@ -181,28 +183,29 @@ def read_idx(path, shape, digest, packed=False):
 class Bar:
     """Progress of one download, printed on standard output."""
 
-    def __init__(self, name):
+    def __init__(self, name: str) -> None:
         self.name, self.total, self.done, self.end = name, 0, 0, ''
 
-    def update(self, count):
+    def update(self, count: int) -> None:
         """Show that `count` more bytes have come."""
         self.done += count
         part = 30 * min(self.done, self.total) // max(self.total, 1)
         print(f'\r{self.name} [{"#" * part:<30}]', end='', flush=True)
         self.end = '\n'
 
-    def reset(self):
+    def reset(self) -> None:
         """Begin again at zero."""
         self.done = 0
 
-    def close(self):
+    def close(self) -> None:
         """End the line, if there is one."""
         print(end=self.end)
         self.end = ''
 
 
 # chapters/mnist.ipynb, cell fn-download
-def download(url, path, _pooch=None, packed=False):
+def download(url: str, path: str | Path, _pooch: object = None,
+             packed: bool = False) -> None:
     """Write the content of `url` to `path`, unpacked unless `packed`.
 
     Has the form of a pooch downloader.
@@ -226,7 +229,7 @@ def download(url, path, _pooch=None, packed=False):
 
 
 # chapters/mnist.ipynb, cell fn-fetch
-def retrieve(url, digest, name, folder):
+def retrieve(url: str, digest: str, name: str, folder: str | Path) -> str:
     """Call `pooch.retrieve` with `download` and without its log lines."""
     with needed_for('downloading MNIST'):
         import pooch
@@ -242,7 +245,8 @@ def retrieve(url, digest, name, folder):
 
 
 # chapters/mnist.ipynb, cell fn-fetch
-def fetch(name, digest, mirrors, folder=None):
+def fetch(name: str, digest: str, mirrors: Iterable[str],
+          folder: str | Path | None = None) -> str:
     """Path of a file in the cache, downloaded if it is not there yet.
 
     Parameters
@@ -275,16 +279,17 @@ def fetch(name, digest, mirrors, folder=None):
         import pooch
         import requests
     folder = folder or pooch.os_cache('d2ltvm')
-    kind, reasons = ConnectionError, []
+    kind: type[Exception] = ConnectionError
+    reasons = []
     for mirror in mirrors:
         try:
             url = f'{mirror}{name.removesuffix(".gz")}.gz'
             return retrieve(url, digest, name, folder)
         except requests.RequestException as error:
             answered = error.response is not None
-            reason = error if answered else type(error).__name__
+            reason = str(error) if answered else type(error).__name__
         except ValueError as error:
-            kind, reason = ValueError, error
+            kind, reason = ValueError, str(error)
         except OSError as error:
             raise OSError(
                 f'{name} cannot be kept in the cache folder {folder}: {error}'
@@ -294,7 +299,7 @@ def fetch(name, digest, mirrors, folder=None):
 
 
 # chapters/mnist.ipynb, cell fn-load-mnist
-def find_file(name, folder, origin):
+def find_file(name: str, folder: str | Path, origin: str) -> Path:
     """Path of `name` or `name`.gz in `folder`.
 
     Raises FileNotFoundError if there is neither; it names the folder and,
@@ -309,7 +314,8 @@ def find_file(name, folder, origin):
 
 
 # chapters/mnist.ipynb, cell fn-load-mnist
-def load_set(kind, files, mirrors, folder=None, subfolder=''):
+def load_set(kind: str, files: dict, mirrors: Iterable[str],
+             folder: str | Path | None = None, subfolder: str = '') -> Digits:
     """Arrays of four IDX files, from a folder, the cache or a mirror.
 
     Parameters
@@ -349,11 +355,11 @@ def load_set(kind, files, mirrors, folder=None, subfolder=''):
         path = (find_file(name, folder, origin) if folder is not None
                 else fetch(name, digest, mirrors, cache))
         arrays.append(read_idx(path, shape, digest, name.endswith('.gz')))
-    return Digits(*arrays, source=f'{kind}, from {origin}')
+    return Digits._make([*arrays, f'{kind}, from {origin}'])
 
 
 # chapters/mnist.ipynb, cell fn-load-mnist
-def load_mnist(folder=None):
+def load_mnist(folder: str | Path | None = None) -> Digits:
     """The MNIST digits of LeCun et al. (1998), checked.
 
     Parameters
@@ -384,7 +390,7 @@ def load_mnist(folder=None):
 
 
 # chapters/mnist.ipynb, cell fn-load-mnist
-def load_fashion_mnist(folder=None):
+def load_fashion_mnist(folder: str | Path | None = None) -> Digits:
     """The Fashion-MNIST pictures of Xiao et al. (2017), checked.
 
     Parameters
@@ -411,7 +417,7 @@ def load_fashion_mnist(folder=None):
 
 
 # chapters/mnist.ipynb, cell fn-digits-28
-def digits_28():
+def digits_28() -> Digits:
     """The small digits of scikit-learn in the form of MNIST.
 
     Returns
@@ -439,7 +445,7 @@ def digits_28():
 
 
 # chapters/mnist.ipynb, cell fn-load-digits
-def load_digits(folder=None):
+def load_digits(folder: str | Path | None = None) -> Digits:
     """MNIST if it can be had, else the small digits of scikit-learn.
 
     Takes the argument and raises the errors of `load_mnist`, except
@@ -455,7 +461,7 @@ def load_digits(folder=None):
 
 
 # chapters/mnist.ipynb, cell fn-load-digits
-def load_clothes():
+def load_clothes() -> Digits:
     """Fashion-MNIST if it can be had, else what `load_digits` gives.
 
     Prints one sentence if it falls back: when no mirror delivers, or when

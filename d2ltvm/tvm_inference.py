@@ -3,6 +3,8 @@
 """Inference with a compiled operator"""
 
 import numbers
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +19,9 @@ __all__ = ['batch_norm', 'batch_norm_float64', 'batch_norm_mxnet', 'bn_error',
 
 
 # chapters/tvm_inference.ipynb, cell fn-reference
-def batch_norm_float64(X, mean, var, gamma, beta, eps=1e-5):
+def batch_norm_float64(X: np.ndarray, mean: np.ndarray, var: np.ndarray,
+                       gamma: np.ndarray, beta: np.ndarray,
+                       eps: float = 1e-5) -> np.ndarray:
     """Batch norm with given statistics, computed in float64 by NumPy.
 
     Parameters
@@ -48,7 +52,8 @@ def batch_norm_float64(X, mean, var, gamma, beta, eps=1e-5):
 
 
 # chapters/tvm_inference.ipynb, cell fn-reference
-def bn_error(Y, X, mean, var, gamma, beta, eps=1e-5):
+def bn_error(Y: np.ndarray, X: np.ndarray, mean: np.ndarray, var: np.ndarray,
+             gamma: np.ndarray, beta: np.ndarray, eps: float = 1e-5) -> float:
     """Largest error of `Y`, relative to the size of the terms in it.
 
     Parameters
@@ -106,7 +111,7 @@ def _check_eps(eps):
 
 
 # chapters/tvm_inference.ipynb, cell fn-batch-norm
-def batch_norm(c, n, eps=1e-5):
+def batch_norm(c: int, n: int, eps: float = 1e-5) -> tuple[te.Tensor, ...]:
     """Describe batch norm with given statistics as TVM tensor expressions.
 
     Y = (X - Mean) / sqrt(Var + eps) * Gamma + Beta, all float32
@@ -144,7 +149,8 @@ def batch_norm(c, n, eps=1e-5):
 
 
 # chapters/tvm_inference.ipynb, cell fn-get-bn-data
-def get_bn_data(c, n, constructor=None):
+def get_bn_data(c: int, n: int,
+                constructor: Callable | None = None) -> tuple:
     """Random inputs for batch norm, the same at every call.
 
     The numbers are those of the D2L-TVM book: NumPy's legacy stream of
@@ -212,7 +218,8 @@ def _check_params(kind, c, **params):
 
 
 # chapters/tvm_inference.ipynb, cell fn-run-bn
-def run_bn(func, X, mean, var, gamma, beta):
+def run_bn(func: Callable, X: np.ndarray, mean: np.ndarray, var: np.ndarray,
+           gamma: np.ndarray, beta: np.ndarray) -> np.ndarray:
     """Run a compiled batch norm on NumPy arrays, whatever their layout.
 
     Parameters
@@ -249,7 +256,7 @@ def run_bn(func, X, mean, var, gamma, beta):
 
 
 # chapters/tvm_inference.ipynb, cell fn-mxnet
-def get_bn_data_mxnet(c, n, ctx='cpu'):
+def get_bn_data_mxnet(c: int, n: int, ctx: str = 'cpu') -> tuple:
     """The data of `get_bn_data` as MXNet arrays.
 
     Parameters
@@ -284,7 +291,8 @@ def get_bn_data_mxnet(c, n, ctx='cpu'):
 
 
 # chapters/tvm_inference.ipynb, cell fn-mxnet
-def batch_norm_mxnet(data, mean, var, gamma, beta, out, eps=1e-5):
+def batch_norm_mxnet(data: Any, mean: Any, var: Any, gamma: Any, beta: Any,
+                     out: Any, eps: float = 1e-5) -> None:
     """Batch norm with given statistics by MXNet's operator.
 
     Parameters

@@ -329,10 +329,11 @@ def test_only_what_differs_is_written(root, capsys):
         assert line in diff
     cut.main([], root)
     assert capsys.readouterr().out.split() == [
-        'changed:', 'new.py', 'changed:', 'old.py', 'changed:', 'two.py']
+        'changed:', 'new.py', 'changed:', 'old.py', 'changed:', 'two.py',
+        'changed:', '__init__.py']
     assert {file.name: file.stat().st_mtime == 1
             for file in (root / 'd2ltvm').iterdir()} == {
-        '__init__.py': True, 'new.py': False, 'one.py': True, 'two.py': False}
+        '__init__.py': False, 'new.py': False, 'one.py': True, 'two.py': False}
 
 
 @pytest.mark.parametrize('name', ['bn', 'by_hand', '__init__'])
