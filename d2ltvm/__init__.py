@@ -12,6 +12,7 @@ import. Each holds what one notebook saves:
     from_scratch       Batch normalization from scratch
     gluon_module       Batch normalization as a module
     gpu_schedule       A schedule for the GPU
+    interactive        Figures that answer
     mnist              The digits: MNIST
     moving_statistics  Moving statistics and their conventions
     network_schedule   A schedule for the network
@@ -26,8 +27,8 @@ import importlib
 from collections.abc import Iterator
 
 _MODULES = ['cpu_schedule', 'deployment', 'distributed', 'folding',
-            'from_scratch', 'gluon_module', 'gpu_schedule', 'mnist',
-            'moving_statistics', 'network_schedule', 'theory',
+            'from_scratch', 'gluon_module', 'gpu_schedule', 'interactive',
+            'mnist', 'moving_statistics', 'network_schedule', 'theory',
             'training_operator', 'tvm_inference']
 _MODULE_OF = {  # names that are found in `d2ltvm` itself
     'batch_norm': 'tvm_inference',

@@ -262,8 +262,8 @@ def fold_batch_norm(W, b, gamma, beta, mean, var, eps=1e-5, kind='conv', *,
     ----------
     W : ndarray, float32 or float64
         Weights of the linear layer, in the layouts of MXNet: 'conv'
-        (out, in / groups, *kernel), 'transposed' (in, out / groups,
-        *kernel), 'dense' (out, in).
+        (out, in / groups, kernel), 'transposed' (in, out / groups,
+        kernel), 'dense' (out, in).
     b : ndarray, shape (out,), or None
         Its bias.
     gamma, beta, mean, var : ndarray, shape (out,), or (in,) if `before`
