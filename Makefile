@@ -11,12 +11,18 @@ ifneq ($(shell cat $(ready) 2>/dev/null),$(CURDIR))
 .PHONY: $(ready)
 endif
 
-.PHONY: book test check package notebooks lab bench clean
+.PHONY: book live pdf test check package notebooks lab bench clean
 .DELETE_ON_ERROR:
 
 book: package
 	.venv/bin/jupyter-book build . -W -n --keep-going
 	@echo "Open file://$(CURDIR)/_build/html/index.html"
+
+live: book
+	$(python) tools/live.py
+
+pdf: package
+	$(python) tools/pdf.py
 
 test: check
 	$(python) -m pytest
@@ -24,6 +30,7 @@ test: check
 	    --timeout=600 --nbval-cell-timeout=500 -p no:cacheprovider \
 	    chapters/*.ipynb
 	.venv/bin/jupyter-book build . --all -W -n --keep-going -q
+	$(python) -m pytest tests/browser
 
 check: $(ready)
 	.venv/bin/ruff check .

@@ -1,18 +1,51 @@
-"""Keep the console clean: the theme adds some of its scripts twice."""
+"""What the book adds to its theme: it is whole without any other host."""
+from importlib.util import find_spec
+from pathlib import Path
+from shutil import copytree, ignore_patterns
+
+# Of MathJax only what a page with TeX can ask for, 6 of 24 MB
+MATHJAX = ignore_patterns('adaptors', 'mml*', 'node-main.js', 'svg*',
+                          'tex-chtml-*', 'tex-mml-*', 'tex-svg*')
 
 
-def drop_doubled_scripts(app, pagename, templatename, context, doctree):
-    seen, scripts = set(), []
-    for script in context.get('script_files', []):
-        attributes = getattr(script, 'attributes', None) or {}
-        key = (getattr(script, 'filename', None) or '',
-               attributes.get('body', ''))
-        if key not in seen:
-            seen.add(key)
-            scripts.append(script)
-    context['script_files'] = scripts
+def copy_mathjax(app, error):
+    if error is None and app.builder.format == 'html':
+        package, = find_spec(
+            'sphinx-mathjax-offline').submodule_search_locations
+        copytree(Path(package, 'static/mathjax'),
+                 Path(app.outdir, '_static/mathjax'), ignore=MATHJAX,
+                 dirs_exist_ok=True)
+
+
+def drop_remote_scripts(app, pagename, templatename, context, doctree):
+    """Live code comes from `make live`, not from a host far away."""
+    context['script_files'] = [
+        script for script in context.get('script_files', [])
+        if 'thebe' not in (script.filename or '')
+        and 'THEBE' not in script.attributes.get('body', '')]
+
+
+def repair_roles(app, pagename, templatename, context, doctree):
+    """A list of references has items; docutils gives them a retired role."""
+    context['body'] = context.get('body', '').replace(
+        'role="doc-biblioentry"', 'role="listitem"')
+
+
+def launch_buttons(app, config):
+    """Binder and Colab need a repository that they can read."""
+    if config.public_repository:
+        config.html_theme_options.update(
+            repository_url=config.public_repository,
+            repository_branch='main',
+            launch_buttons={'notebook_interface': 'jupyterlab',
+                            'binderhub_url': 'https://mybinder.org',
+                            'colab_url': 'https://colab.research.google.com'})
 
 
 def setup(app):
-    app.connect('html-page-context', drop_doubled_scripts, priority=900)
+    app.add_config_value('public_repository', '', 'html')
+    app.connect('config-inited', launch_buttons)
+    app.connect('html-page-context', drop_remote_scripts, priority=900)
+    app.connect('html-page-context', repair_roles)
+    app.connect('build-finished', copy_mathjax)
     return {'parallel_read_safe': True, 'parallel_write_safe': True}
