@@ -10,9 +10,10 @@ MATHJAX = ignore_patterns('adaptors', 'mml*', 'node-main.js', 'svg*',
 
 def copy_mathjax(app, error):
     if error is None and app.builder.format == 'html':
-        package, = find_spec(
-            'sphinx-mathjax-offline').submodule_search_locations
-        copytree(Path(package, 'static/mathjax'),
+        package = find_spec('sphinx-mathjax-offline')
+        assert package and package.submodule_search_locations
+        copytree(Path(package.submodule_search_locations[0],
+                      'static/mathjax'),
                  Path(app.outdir, '_static/mathjax'), ignore=MATHJAX,
                  dirs_exist_ok=True)
 

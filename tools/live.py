@@ -56,9 +56,9 @@ class File(JupyterHandler, web.StaticFileHandler):
     """A file, for who has the token; a page gets the script `live.js`."""
 
     @web.authenticated
-    async def get(self, path):
+    async def get(self, path, include_body=True):
         _ = self.xsrf_token  # sets the cookie that the kernel's API wants
-        await web.StaticFileHandler.get(self, path)
+        await web.StaticFileHandler.get(self, path, include_body)
 
     @classmethod
     def get_content(cls, path, start=None, end=None):
@@ -79,7 +79,7 @@ class File(JupyterHandler, web.StaticFileHandler):
 class Live(ServerApp):
     """A server that no configuration of the user's opens further."""
 
-    def load_config_file(self, suppress_errors=True):
+    def load_config_file(self, *args, **options):
         pass
 
 
