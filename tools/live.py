@@ -56,7 +56,8 @@ class File(JupyterHandler, web.StaticFileHandler):
     """A file, for who has the token; a page gets the script `live.js`."""
 
     @web.authenticated
-    async def get(self, path, include_body=True):
+    async def get(  # type: ignore[override]
+            self, path, include_body=True):
         _ = self.xsrf_token  # sets the cookie that the kernel's API wants
         await web.StaticFileHandler.get(self, path, include_body)
 
