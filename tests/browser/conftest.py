@@ -1,9 +1,11 @@
 """The rendered book behind a server, and one browser to look at it."""
+import re
 import shutil
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urljoin
 
 import pytest
 
@@ -66,8 +68,8 @@ def visit(chromium, book):
             if message.type in ('error', 'warning'):
                 complaints.append(f'{message.type}: {message.text}')
 
-        context.route(lambda url: not url.startswith(
-            (at.split('/book/')[0], 'data:', 'blob:')), ask)
+        own = '|'.join(map(re.escape, (urljoin(at, '/'), 'data:', 'blob:')))
+        context.route(re.compile(f'^(?!{own})'), ask)
         tab = context.new_page()
         tab.on('console', console)
         tab.on('pageerror', lambda error: complaints.append(str(error)))
