@@ -237,19 +237,28 @@ def test_answers_open_and_theme_changes_by_keyboard(visit):
     assert tab.evaluate('document.documentElement.dataset.theme') == 'dark'
 
 
-def test_first_page_is_light_and_quick(visit):
-    """1.5 MB gzipped, usable within a second (three on a busy machine)."""
-    tab = visit('chapters/theory.html')
+@pytest.mark.parametrize('page', ['intro.html', 'chapters/theory.html'])
+def test_first_page_is_light(visit, page):
+    """At most 1.5 MB gzipped, whichever page comes first."""
+    tab = visit(page)
     tab.wait_for_load_state('networkidle')
     loaded = tab.evaluate(
         'performance.getEntriesByType("resource").map(e => e.name)')
-    files = {tab.url, *loaded}
     size = sum(len(gzip.compress((BOOK / unquote(
-        urlsplit(url).path[1:])).read_bytes())) for url in files)
-    usable = tab.evaluate('performance.getEntriesByType("navigation")[0]'
-                          '.domContentLoadedEventEnd')
-    print(f'{size / 1e6:.2f} MB gzipped, usable after {usable:.0f} ms')
-    assert size < 1.5e6 and usable < 3000
+        urlsplit(url).path[1:])).read_bytes())) for url in {tab.url, *loaded})
+    assert size < 1.5e6, f'{size / 1e6:.2f} MB'
+
+
+def test_first_page_is_usable_within_a_second(visit):
+    """The best of ten visits: others may use the machine."""
+    times = []
+    for _ in range(10):
+        times.append(visit('intro.html').evaluate(
+            'performance.getEntriesByType("navigation")[0]'
+            '.domContentLoadedEventEnd'))
+        if times[-1] < 1000:
+            break
+    assert min(times) < 1000, times
 
 
 # Everything that would be cut at the right edge of the paper
