@@ -45,6 +45,7 @@ _MODULE_OF = {  # names that are found in `d2ltvm` itself
     'bench_workload': 'cpu_schedule',
     'bn_timer_mxnet': 'cpu_schedule',
     'check_build': 'cpu_schedule',
+    'cpu_target': 'cpu_schedule',
     'host_target': 'cpu_schedule',
     'inference_kernel': 'cpu_schedule',
     'inference_schedule': 'cpu_schedule',

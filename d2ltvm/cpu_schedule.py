@@ -19,9 +19,9 @@ with needed_for('d2ltvm.cpu_schedule'):
     from tvm.target import Target, codegen
 
 __all__ = ['PARALLEL_FROM', 'STREAM_FROM', 'bench_bn_mxnet', 'bench_bn_tvm',
-           'bench_workload', 'bn_timer_mxnet', 'check_build', 'host_target',
-           'inference_kernel', 'inference_schedule', 'parallel_copy',
-           'vector_lanes']
+           'bench_workload', 'bn_timer_mxnet', 'check_build', 'cpu_target',
+           'host_target', 'inference_kernel', 'inference_schedule',
+           'parallel_copy', 'vector_lanes']
 
 
 # chapters/cpu_schedule.ipynb, cell fn-parallel-copy
@@ -308,6 +308,39 @@ def _streaming_program(shape, lanes, eps, piece=1024):
 
 
 # chapters/cpu_schedule.ipynb, cell fn-inference-kernel
+def cpu_target(target=None):
+    """A checked target for the processor.
+
+    Parameters
+    ----------
+    target : tvm.target.Target, dict or str, optional
+        Of kind llvm; `host_target()` by default.
+
+    Returns
+    -------
+    tvm.target.Target
+
+    Raises
+    ------
+    ValueError
+        If TVM refuses it, it is of another kind, or LLVM does not know
+        the processor that it names.
+    """
+    try:
+        target = host_target() if target is None else Target(target)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f'target: TVM refuses {target!r}') from error
+    if target.kind.name != 'llvm':
+        raise ValueError(f'target: expected kind llvm, got {target}')
+    cpu = target.attrs.get('mcpu')
+    triple = target.attrs.get('mtriple') or codegen.llvm_get_system_triple()
+    if cpu and not codegen.llvm_is_valid_cpu(cpu, triple):
+        raise ValueError(f'target: LLVM knows no processor {cpu!r} and would '
+                         'build for a generic one; see host_target')
+    return target
+
+
+# chapters/cpu_schedule.ipynb, cell fn-inference-kernel
 def inference_kernel(shape, target=None, dtype='float32', eps=1e-5):
     """Compile batch norm with given statistics for one shape.
 
@@ -339,17 +372,7 @@ def inference_kernel(shape, target=None, dtype='float32', eps=1e-5):
         processor that the target names.
     """
     check_build(shape, dtype, eps)
-    try:
-        target = host_target() if target is None else Target(target)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f'target: TVM refuses {target!r}') from error
-    if target.kind.name != 'llvm':
-        raise ValueError(f'target: expected kind llvm, got {target}')
-    cpu = target.attrs.get('mcpu')
-    triple = target.attrs.get('mtriple') or codegen.llvm_get_system_triple()
-    if cpu and not codegen.llvm_is_valid_cpu(cpu, triple):
-        raise ValueError(f'target: LLVM knows no processor {cpu!r} and would '
-                         'build for a generic one; see host_target')
+    target = cpu_target(target)
     lanes = vector_lanes(target)
     N, C, H, W = map(int, shape)
     if (dtype == 'float32' and N * C >= 8 and H * W >= 1024

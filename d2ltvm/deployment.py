@@ -239,7 +239,8 @@ def export_network(layers, path, batch=1, target=None):
     """
     from tvm.target import Target
 
-    from d2ltvm.network_schedule import cpu_target, network_module
+    from d2ltvm.cpu_schedule import cpu_target
+    from d2ltvm.network_schedule import network_module
     gpu = getattr(Target(target), 'kind', None) if target else None
     if gpu is not None and gpu.name == 'cuda':
         target = Target(target)

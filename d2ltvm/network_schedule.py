@@ -8,15 +8,15 @@ import numbers
 import numpy as np
 
 from d2ltvm import needed_for
-from d2ltvm.cpu_schedule import host_target, vector_lanes
+from d2ltvm.cpu_schedule import cpu_target, vector_lanes
 
 with needed_for('d2ltvm.network_schedule'):
     import tvm
     from tvm import relax, s_tir, te
-    from tvm.target import Target, codegen
+    from tvm.target import codegen
 
 __all__ = ['SIDE', 'check_layers', 'compile_network', 'conv_float64',
-           'conv_relu_pool', 'cpu_target', 'network_float64', 'network_module',
+           'conv_relu_pool', 'network_float64', 'network_module',
            'network_program', 'packed_weights', 'plan', 'relu',
            'schedule_conv', 'schedule_dense', 'schedule_network',
            'vector_registers']
@@ -71,39 +71,6 @@ def network_float64(layers, images):
 def relu(x):
     """The rectifier. Constant first: max(x, 0) would turn NaN into 0."""
     return te.max(te.const(0, 'float32'), x)
-
-
-# chapters/network_schedule.ipynb, cell fn-target
-def cpu_target(target=None):
-    """A checked target for the processor.
-
-    Parameters
-    ----------
-    target : tvm.target.Target, dict or str, optional
-        Of kind llvm; `host_target()` by default.
-
-    Returns
-    -------
-    tvm.target.Target
-
-    Raises
-    ------
-    ValueError
-        If TVM refuses it, it is of another kind, or LLVM does not know
-        the processor that it names.
-    """
-    try:
-        target = host_target() if target is None else Target(target)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f'target: TVM refuses {target!r}') from error
-    if target.kind.name != 'llvm':
-        raise ValueError(f'target: expected kind llvm, got {target}')
-    cpu = target.attrs.get('mcpu')
-    triple = target.attrs.get('mtriple') or codegen.llvm_get_system_triple()
-    if cpu and not codegen.llvm_is_valid_cpu(cpu, triple):
-        raise ValueError(f'target: LLVM knows no processor {cpu!r} and would '
-                         'build for a generic one; see host_target')
-    return target
 
 
 # chapters/network_schedule.ipynb, cell fn-target
