@@ -8,7 +8,7 @@ from PIL import Image
 STYLES = {  # colour, marker: told apart without colour, too
     'TVM': ('#D55E00', 'o'), 'copy': ('#000000', ''),
     'PyTorch': ('#0072B2', 's'), 'ONNX Runtime': ('#009E73', '^'),
-    'OpenVINO': ('#56B4E9', 'v'), 'JAX': ('#CC79A7', 'D'),
+    'OpenVINO': ('#997700', 'v'), 'JAX': ('#AA4499', 'D'),
     'MXNet': ('#0072B2', 'x'), 'NumPy': ('#555555', '+')}
 
 

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 import yaml
 
@@ -63,6 +64,27 @@ def test_pictures_have_caption_and_alternative_text(notebook):
             mystnb = cell.metadata['mystnb']
             assert len(mystnb['image']['alt']) > 40, cell.id
             assert mystnb['figure']['caption'], cell.id
+
+
+def contrast_with_white(color):
+    """Ratio of luminances by WCAG 2.2 of a colour #rrggbb."""
+    channels = np.array([int(color[k:k + 2], 16) / 255 for k in (1, 3, 5)])
+    linear = np.where(channels <= 0.04045, channels / 12.92,
+                      ((channels + 0.055) / 1.055) ** 2.4)
+    return 1.05 / (linear @ [0.2126, 0.7152, 0.0722] + 0.05)
+
+
+def test_lines_and_marks_stand_out_from_white_paper():
+    sources = {(name, cell.id): cell.source
+               for name, notebook in NOTEBOOKS.items() if name != 'interactive'
+               for cell in code_cells(notebook)}
+    sources['benchmarks', ''] = (ROOT / 'benchmarks/figures.py').read_text()
+    colors = {(*place, color) for place, source in sources.items()
+              for color in re.findall(r"'(#[0-9A-Fa-f]{6})'", source)
+              if not re.search(r'\b(ec|edgecolor|stroke)=', source)}
+    assert len(colors) > 20
+    assert [(*place, color) for *place, color in colors
+            if contrast_with_white(color) < 3] == []
 
 
 @each
