@@ -4,10 +4,12 @@
 
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
 from d2ltvm import needed_for
+from d2ltvm.mnist import Digits
 from d2ltvm.theory import merge_statistics
 
 with needed_for('d2ltvm.from_scratch'):
@@ -24,7 +26,7 @@ __all__ = ['MovingStatistics', 'accuracy', 'apply_statistics', 'batch_norm',
 
 
 # chapters/from_scratch.ipynb, cell fn-channel-mean
-def channel_mean(X):
+def channel_mean(X: nd.NDArray) -> nd.NDArray:
     """Mean of each channel over a batch, by two matrix products.
 
     Parameters
@@ -47,7 +49,8 @@ def channel_mean(X):
 
 
 # chapters/from_scratch.ipynb, cell fn-scale-shift
-def scale_shift(X, scale, shift):
+def scale_shift(X: nd.NDArray, scale: nd.NDArray,
+                shift: nd.NDArray) -> nd.NDArray:
     """Multiply each channel by one number and add another to it.
 
     Parameters
@@ -70,7 +73,7 @@ def scale_shift(X, scale, shift):
 
 
 # chapters/from_scratch.ipynb, cell fn-batch-statistics
-def batch_statistics(X):
+def batch_statistics(X: nd.NDArray) -> tuple[nd.NDArray, nd.NDArray]:
     """Mean and biased variance of each channel over one batch.
 
     Parameters
@@ -92,7 +95,8 @@ def batch_statistics(X):
 
 
 # chapters/from_scratch.ipynb, cell fn-pure-batch-norm
-def check_arguments(X, gamma, beta, eps):
+def check_arguments(X: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
+                    eps: float) -> None:
     """Raise a TypeError or ValueError that names the wrong argument."""
     for name, value in (('X', X), ('gamma', gamma), ('beta', beta)):
         if not isinstance(value, nd.NDArray):
@@ -113,7 +117,9 @@ def check_arguments(X, gamma, beta, eps):
 
 
 # chapters/from_scratch.ipynb, cell fn-pure-batch-norm
-def apply_statistics(X, mean, var, gamma, beta, eps):
+def apply_statistics(X: nd.NDArray, mean: nd.NDArray, var: nd.NDArray,
+                     gamma: nd.NDArray, beta: nd.NDArray,
+                     eps: float) -> nd.NDArray:
     """Normalize by given statistics: equation (eq-scale-shift).
 
     `X` has shape (N, F) or (N, C, H, W), all other arrays (F,) or (C,).
@@ -123,7 +129,8 @@ def apply_statistics(X, mean, var, gamma, beta, eps):
 
 
 # chapters/from_scratch.ipynb, cell fn-pure-batch-norm
-def pure_batch_norm(X, gamma, beta, eps=1e-5):
+def pure_batch_norm(X: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
+                    eps: float = 1e-5) -> nd.NDArray:
     """Batch normalization by the statistics of this batch.
 
     Parameters
@@ -165,10 +172,12 @@ class MovingStatistics:
         The values so far, by the name of the layer (its scope).
     """
 
-    def __init__(self):
-        self.mean, self.var = {}, {}
+    def __init__(self) -> None:
+        self.mean: dict[str, nd.NDArray] = {}
+        self.var: dict[str, nd.NDArray] = {}
 
-    def update(self, scope_name, mean, var, momentum):
+    def update(self, scope_name: str, mean: nd.NDArray, var: nd.NDArray,
+               momentum: float) -> None:
         """Take in one batch: equation (eq-moving), nothing recorded.
 
         Parameters
@@ -194,7 +203,7 @@ class MovingStatistics:
                 for old, new in ((self.mean, mean), (self.var, var))]
         self.mean[scope_name], self.var[scope_name] = mixed
 
-    def __getitem__(self, scope_name):
+    def __getitem__(self, scope_name: str) -> tuple[nd.NDArray, nd.NDArray]:
         """Moving mean and variance of one layer.
 
         Raises RuntimeError if the layer has none yet.
@@ -207,8 +216,11 @@ class MovingStatistics:
 
 
 # chapters/from_scratch.ipynb, cell fn-batch-norm
-def batch_norm(X, gamma, beta, momentum=0.9, eps=1e-5, scope_name='',
-               is_training=True, debug=False, moving=None):
+def batch_norm(X: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
+               momentum: float = 0.9, eps: float = 1e-5,
+               scope_name: str = '', is_training: bool = True,
+               debug: bool = False,
+               moving: MovingStatistics | None = None) -> nd.NDArray:
     """Batch normalization with moving statistics.
 
     Parameters
@@ -279,7 +291,8 @@ def batch_norm(X, gamma, beta, momentum=0.9, eps=1e-5, scope_name='',
 
 
 # chapters/from_scratch.ipynb, cell fn-init-params
-def init_params(scale=0.01, seed=0, ctx=None):
+def init_params(scale: float = 0.01, seed: int = 0,
+                ctx: mx.Context | None = None) -> dict[str, nd.NDArray]:
     """Draw the parameters of the digit network and attach gradients.
 
     Parameters
@@ -313,7 +326,10 @@ def init_params(scale=0.01, seed=0, ctx=None):
 
 
 # chapters/from_scratch.ipynb, cell fn-net
-def net(X, params, norm, debug=False, activation=nd.relu):
+def net(X: nd.NDArray, params: dict[str, nd.NDArray],
+        norm: Callable[..., nd.NDArray], debug: bool = False,
+        activation: Callable[[nd.NDArray], nd.NDArray] = nd.relu
+        ) -> nd.NDArray:
     """Logits of the digit network.
 
     Parameters
@@ -334,7 +350,7 @@ def net(X, params, norm, debug=False, activation=nd.relu):
     -------
     NDArray, shape (N, 10), float32
     """
-    def stage(H, i):
+    def stage(H: nd.NDArray, i: int) -> nd.NDArray:
         H = activation(norm(H, params[f'gamma{i}'], params[f'beta{i}'],
                             scope_name=f'bn{i}'))
         if H.ndim == 4:
@@ -358,13 +374,16 @@ def net(X, params, norm, debug=False, activation=nd.relu):
 
 
 # chapters/from_scratch.ipynb, cell fn-net
-def no_norm(H, gamma, beta, scope_name):
+def no_norm(H: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
+            scope_name: str) -> nd.NDArray:
     """Stands in for the normalization of a network that has none."""
     return H
 
 
 # chapters/from_scratch.ipynb, cell fn-training-and-testing
-def training_and_testing(moving, momentum=0.9):
+def training_and_testing(
+        moving: MovingStatistics, momentum: float = 0.9
+        ) -> tuple[Callable[..., nd.NDArray], Callable[..., nd.NDArray]]:
     """Our layer as two callables, for a network in training and testing.
 
     Parameters
@@ -379,11 +398,13 @@ def training_and_testing(moving, momentum=0.9):
     norm, test_norm : callable
         ``norm(H, gamma, beta, scope_name)``: see `net`.
     """
-    def norm(H, gamma, beta, scope_name):
+    def norm(H: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
+             scope_name: str) -> nd.NDArray:
         return batch_norm(H, gamma, beta, momentum, scope_name=scope_name,
                           moving=moving)
 
-    def test_norm(H, gamma, beta, scope_name):
+    def test_norm(H: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
+                  scope_name: str) -> nd.NDArray:
         return batch_norm(H, gamma, beta, scope_name=scope_name,
                           is_training=False, moving=moving)
 
@@ -391,7 +412,8 @@ def training_and_testing(moving, momentum=0.9):
 
 
 # chapters/from_scratch.ipynb, cell fn-step
-def softmax_cross_entropy(logits, labels):
+def softmax_cross_entropy(logits: nd.NDArray,
+                          labels: nd.NDArray) -> nd.NDArray:
     """Cross entropy of the softmax, summed over the batch.
 
     `logits` has shape (N, K), `labels` (N,) with whole numbers 0 .. K - 1;
@@ -401,24 +423,29 @@ def softmax_cross_entropy(logits, labels):
 
 
 # chapters/from_scratch.ipynb, cell fn-step
-def sgd(params, learning_rate):
+def sgd(params: dict[str, nd.NDArray], learning_rate: float) -> None:
     """One step of gradient descent, in place, on all parameters."""
     for param in params.values():
         param[:] = param - learning_rate * param.grad
 
 
 # chapters/from_scratch.ipynb, cell fn-step
-def train_step(X, labels, params, norm, learning_rate):
+def train_step(X: nd.NDArray, labels: nd.NDArray,
+               params: dict[str, nd.NDArray],
+               norm: Callable[..., nd.NDArray],
+               learning_rate: float) -> float:
     """Forward, backward and update on one batch; returns the summed loss."""
     with autograd.record():
         loss = softmax_cross_entropy(net(X, params, norm), labels)
     loss.backward()
     sgd(params, learning_rate)
-    return loss.asscalar()
+    return float(loss.asscalar())
 
 
 # chapters/from_scratch.ipynb, cell fn-step
-def median_times(functions, rounds=7, repeats=5):
+def median_times(functions: Mapping[str, Callable[[], object]],
+                 rounds: int = 7,
+                 repeats: int = 5) -> dict[str, tuple[float, ...]]:
     """Time functions side by side, in rounds that alternate.
 
     Parameters
@@ -433,7 +460,7 @@ def median_times(functions, rounds=7, repeats=5):
     dict of str to (float, float, float)
         Lower quartile, median and upper quartile, in seconds per call.
     """
-    times = {name: [] for name in functions}
+    times: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():
         function()  # the first call allocates and compiles
     for _ in range(rounds):
@@ -447,7 +474,7 @@ def median_times(functions, rounds=7, repeats=5):
 
 
 # chapters/from_scratch.ipynb, cell fn-choose-device
-def choose_device():
+def choose_device() -> mx.Context:
     """The first GPU if MXNet can use one, else the CPU; prints which."""
     device = mx.gpu(0) if mx.context.num_gpus() else mx.cpu()
     print(f'MXNet computes on {device}')
@@ -455,7 +482,10 @@ def choose_device():
 
 
 # chapters/from_scratch.ipynb, cell fn-train
-def batches(images, labels, batch_size, ctx=None, rng=None):
+def batches(images: np.ndarray, labels: np.ndarray, batch_size: int,
+            ctx: mx.Context | None = None,
+            rng: np.random.Generator | None = None
+            ) -> Iterator[tuple[nd.NDArray, nd.NDArray]]:
     """Cut images and labels into batches on a device.
 
     Parameters
@@ -485,7 +515,10 @@ def batches(images, labels, batch_size, ctx=None, rng=None):
 
 
 # chapters/from_scratch.ipynb, cell fn-train
-def accuracy(images, labels, params, norm, ctx=None, batch_size=1000):
+def accuracy(images: np.ndarray, labels: np.ndarray,
+             params: dict[str, nd.NDArray],
+             norm: Callable[..., nd.NDArray], ctx: mx.Context | None = None,
+             batch_size: int = 1000) -> float:
     """Share of the images that the network names correctly, 0 to 1."""
     if len(images) == 0:
         raise ValueError('images: expected at least one, got none')
@@ -496,8 +529,14 @@ def accuracy(images, labels, params, norm, ctx=None, batch_size=1000):
 
 
 # chapters/from_scratch.ipynb, cell fn-train
-def train(digits, params, norm, test_norm, learning_rate=0.001, epochs=10,
-          batch_size=64, seed=0, ctx=None, before_test=None):
+def train(digits: Digits, params: dict[str, nd.NDArray],
+          norm: Callable[..., nd.NDArray],
+          test_norm: Callable[..., nd.NDArray],
+          learning_rate: float = 0.001, epochs: int = 10,
+          batch_size: int = 64, seed: int = 0,
+          ctx: mx.Context | None = None,
+          before_test: Callable[[], object] | None = None
+          ) -> list[tuple[float, float, float]]:
     """Train the digit network by stochastic gradient descent.
 
     Parameters
@@ -525,27 +564,29 @@ def train(digits, params, norm, test_norm, learning_rate=0.001, epochs=10,
     """
     rng = np.random.default_rng(seed)
     steps = max(1, -(-(len(digits.train_images) - 1) // batch_size))
-    history, loss = [], None
+    training = digits.train_images, digits.train_labels
+    testing = digits.test_images, digits.test_labels
+    history, loss, share = [], 0.0, 1.0
     for epoch in range(1, epochs + 1):
-        for X, y in tqdm(batches(digits.train_images, digits.train_labels,
-                                 batch_size, ctx, rng), total=steps,
-                         desc=f'epoch {epoch}', leave=False, file=sys.stdout):
+        for X, y in tqdm(batches(*training, batch_size, ctx, rng),
+                         total=steps, desc=f'epoch {epoch}', leave=False,
+                         file=sys.stdout):
             new = train_step(X, y, params, norm, learning_rate) / len(X)
-            loss = new if loss is None else 0.99 * loss + 0.01 * new
+            loss = (1 - share) * loss + share * new
+            share = 0.01  # of all but the first batch
         if before_test is not None:
             before_test()
-        history.append((loss, *(
-            accuracy(images, labels, params, test_norm, ctx)
-            for images, labels in (
-                (digits.train_images, digits.train_labels),
-                (digits.test_images, digits.test_labels)))))
+        history.append((loss, accuracy(*training, params, test_norm, ctx),
+                        accuracy(*testing, params, test_norm, ctx)))
         print('epoch {:2}: loss {:.4f}, accuracy {:.4f} in training, {:.4f} '
               'in testing'.format(epoch, *history[-1]))
     return history
 
 
 # chapters/from_scratch.ipynb, cell fn-settle
-def settle(moving, images, params, ctx=None, batch_size=500):
+def settle(moving: MovingStatistics, images: np.ndarray,
+           params: dict[str, nd.NDArray], ctx: mx.Context | None = None,
+           batch_size: int = 500) -> None:
     """Replace moving statistics by those of the network as it is now.
 
     Parameters
@@ -574,7 +615,7 @@ def settle(moving, images, params, ctx=None, batch_size=500):
     """
     if len(images) < 2:
         raise ValueError(f'images: expected two or more, got {len(images)}')
-    parts = {}
+    parts: dict[str, list[tuple[int, nd.NDArray, nd.NDArray]]] = {}
     for X, _ in batches(images, np.zeros(len(images)), batch_size, ctx):
         batch = MovingStatistics()
         net(X, params, training_and_testing(batch)[0])

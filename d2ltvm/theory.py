@@ -3,6 +3,8 @@
 """Batch normalization: what it does and why"""
 
 import numbers
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +14,8 @@ __all__ = ['KINDS', 'batch_norm_backward', 'batch_norm_forward', 'centre',
 
 
 # chapters/theory.ipynb, cell fn-centre
-def centre(X, axes):
+def centre(X: np.ndarray, axes: tuple[int, ...]
+           ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Subtract the mean; computed in float64, in two passes.
 
     Parameters
@@ -40,7 +43,7 @@ def centre(X, axes):
 
 
 # chapters/theory.ipynb, cell fn-check
-def check_data(X, eps, name='X'):
+def check_data(X: np.ndarray, eps: float, name: str = 'X') -> None:
     """Raise a TypeError or ValueError if `X` or `eps` is wrong.
 
     The message calls the data `name`.
@@ -59,7 +62,8 @@ def check_data(X, eps, name='X'):
 
 
 # chapters/theory.ipynb, cell fn-check
-def check_like(name, value, shape, dtype):
+def check_like(name: str, value: np.ndarray, shape: tuple[int, ...],
+               dtype: np.dtype) -> None:
     """Raise a TypeError or ValueError, beginning with `name`."""
     if not isinstance(value, np.ndarray) or value.dtype != dtype:
         got = getattr(value, 'dtype', type(value).__name__)
@@ -70,7 +74,9 @@ def check_like(name, value, shape, dtype):
 
 
 # chapters/theory.ipynb, cell fn-forward
-def batch_norm_forward(X, gamma, beta, eps=1e-5):
+def batch_norm_forward(X: np.ndarray, gamma: np.ndarray, beta: np.ndarray,
+                       eps: float = 1e-5
+                       ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     """Batch normalization by the statistics of this batch.
 
     Parameters
@@ -114,7 +120,8 @@ def batch_norm_forward(X, gamma, beta, eps=1e-5):
 
 
 # chapters/theory.ipynb, cell fn-backward
-def batch_norm_backward(dY, cache):
+def batch_norm_backward(dY: np.ndarray, cache: tuple[np.ndarray, ...]
+                        ) -> tuple[np.ndarray, ...]:
     """Gradients of batch normalization.
 
     Parameters
@@ -149,7 +156,8 @@ def batch_norm_backward(dY, cache):
 
 
 # chapters/theory.ipynb, cell fn-numeric
-def numeric_gradient(f, X, step=1e-5):
+def numeric_gradient(f: Callable[[np.ndarray], float], X: np.ndarray,
+                     step: float = 1e-5) -> np.ndarray:
     """Gradient of a number by an array, by central differences.
 
     Parameters
@@ -189,7 +197,8 @@ def numeric_gradient(f, X, step=1e-5):
 
 
 # chapters/theory.ipynb, cell fn-merge
-def merge_statistics(parts):
+def merge_statistics(parts: Iterable[tuple[Any, Any, Any]]
+                     ) -> tuple[Any, Any, Any]:
     """Statistics of several parts of the data, as if they were one.
 
     Parameters
@@ -215,7 +224,7 @@ def merge_statistics(parts):
     """
     merged = None
     for count, mean, M2 in parts:
-        if isinstance(count, numbers.Real) and not count > 0:
+        if isinstance(count, numbers.Real) and not float(count) > 0:
             if count == 0:
                 continue
             raise ValueError(f'parts: expected counts from 0 on, got {count}')
@@ -238,7 +247,8 @@ def merge_statistics(parts):
 
 
 # chapters/theory.ipynb, cell fn-population
-def population_statistics(batches):
+def population_statistics(batches: Iterable[np.ndarray]
+                          ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and biased variance of all values in several batches.
 
     Parameters
@@ -258,7 +268,7 @@ def population_statistics(batches):
         If there is no batch, a batch is no such array, or the number of
         channels changes.
     """
-    parts = []
+    parts: list[tuple[int, np.ndarray, np.ndarray]] = []
     for X in batches:
         check_data(X, 1, 'batches')
         if parts and len(parts[0][1]) != X.shape[1]:
@@ -278,7 +288,9 @@ KINDS = ('batch', 'layer', 'group', 'instance', 'rms')
 
 
 # chapters/theory.ipynb, cell fn-normalize
-def normalize(X, kind, gamma=None, beta=None, groups=None, eps=1e-5):
+def normalize(X: np.ndarray, kind: str, gamma: np.ndarray | None = None,
+              beta: np.ndarray | None = None, groups: int | None = None,
+              eps: float = 1e-5) -> np.ndarray:
     """Batch, layer, group, instance or RMS normalization.
 
     Parameters
@@ -321,14 +333,15 @@ def normalize(X, kind, gamma=None, beta=None, groups=None, eps=1e-5):
     if kind == 'instance' and X.ndim == 2:
         raise ValueError("X: expected shape (N, C, H, W) for kind 'instance',"
                          f' got {X.shape}')
-    if kind != 'group' and groups is not None:
-        raise ValueError(f'groups: expected None for kind {kind!r}, '
-                         f'got {groups!r}')
-    if kind == 'group' and (not isinstance(groups, int | np.integer)
-                            or groups < 1 or C % groups):
+    if kind != 'group':
+        if groups is not None:
+            raise ValueError(f'groups: expected None for kind {kind!r}, '
+                             f'got {groups!r}')
+        groups = C if kind in ('batch', 'instance') else 1
+    elif (not isinstance(groups, int | np.integer) or groups < 1
+          or C % groups):
         raise ValueError(f'groups: expected a divisor of {C}, the number of '
                          f'channels, got {groups!r}')
-    groups = {'batch': C, 'instance': C, 'group': groups}.get(kind, 1)
     blocks = X.reshape(N, groups, C // groups, -1)
     axes = (0, 2, 3) if kind == 'batch' else (2, 3)
     centred, mean, var = centre(blocks, axes)
