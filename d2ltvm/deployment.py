@@ -10,7 +10,9 @@ import subprocess
 import tempfile
 import threading
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -33,7 +35,7 @@ LAST_LINE = rb'd2ltvm ([0-9a-f]{16}) ([0-9a-f]{8})\n'  # size, CRC-32
 
 
 # chapters/deployment.ipynb, cell fn-append-colophon
-def append_colophon(library, facts):
+def append_colophon(library: bytes, facts: dict[str, str]) -> bytes:
     """A library with a readable, checkable last page.
 
     Parameters
@@ -65,7 +67,7 @@ def append_colophon(library, facts):
 
 
 # chapters/deployment.ipynb, cell fn-read-colophon
-def read_colophon(content, name='content'):
+def read_colophon(content: bytes, name: str = 'content') -> dict[str, str]:
     """The facts behind a library; checks that the file is whole.
 
     Parameters
@@ -119,7 +121,7 @@ LINUX_NAMES = {  # of what LLVM calls a feature
 
 
 # chapters/deployment.ipynb, cell fn-needed-features
-def needed_features(target):
+def needed_features(target: tvm.target.Target) -> tuple[str, frozenset[str]]:
     """What a processor must be able to do to run code for a target.
 
     Parameters
@@ -152,7 +154,7 @@ def needed_features(target):
 
 
 # chapters/deployment.ipynb, cell fn-needed-features
-def cpu_features():
+def cpu_features() -> frozenset[str]:
     """What this processor can do, in the words of Linux: a frozenset."""
     found = re.search(r'^(?:flags|Features)\s*:(.*)$',
                       Path('/proc/cpuinfo').read_text(), re.MULTILINE)
@@ -164,13 +166,14 @@ FORMAT = '1'  # of the colophon; a loader refuses another
 
 
 # chapters/deployment.ipynb, cell fn-write-library
-def tvm_version():
+def tvm_version() -> str:
     """The first two numbers of TVM's version, on which both sides agree."""
     return '.'.join(tvm.__version__.split('.')[:2])
 
 
 # chapters/deployment.ipynb, cell fn-write-library
-def write_library(executable, path, facts):
+def write_library(executable: tvm.runtime.Executable, path: str | Path,
+                  facts: dict[str, str]) -> None:
     """Write a compiled program and its colophon, in one step.
 
     Parameters
@@ -206,7 +209,10 @@ def write_library(executable, path, facts):
 
 
 # chapters/deployment.ipynb, cell fn-export-network
-def export_network(layers, path, batch=1, target=None):
+def export_network(layers: Sequence[tuple[np.ndarray, np.ndarray]],
+                   path: str | Path, batch: int = 1,
+                   target: tvm.target.Target | dict | str | None = None
+                   ) -> dict[str, str]:
     """Compile the folded digit network into one library file.
 
     Parameters
@@ -241,31 +247,30 @@ def export_network(layers, path, batch=1, target=None):
 
     from d2ltvm.cpu_schedule import cpu_target
     from d2ltvm.network_schedule import network_module
-    gpu = getattr(Target(target), 'kind', None) if target else None
-    if gpu is not None and gpu.name == 'cuda':
-        target = Target(target)
-        device, host, make = 'cuda', target.host or 'llvm', cuda_network
+    built = Target(target) if target else None
+    if built is not None and built.kind.name == 'cuda':
+        device, host, make = 'cuda', built.host or 'llvm', cuda_network
     else:
-        target = host = cpu_target(target)
+        built = host = cpu_target(target)
         device, make = 'cpu', network_module
     machine, features = needed_features(cpu_target(host))
-    with target:
-        executable = tvm.compile(make(layers, batch, target), target=target)
+    with built:
+        executable = tvm.compile(make(layers, batch, built), target=built)
     facts = {'format': FORMAT, 'tvm': tvm_version(), 'batch': str(batch),
              'device': device, 'machine': machine,
-             'needs': ' '.join(sorted(features)), 'target': str(target)}
+             'needs': ' '.join(sorted(features)), 'target': str(built)}
     write_library(executable, path, facts)
     return facts
 
 
 # chapters/deployment.ipynb, cell fn-check-facts
-def check_facts(facts, name):
+def check_facts(facts: dict[str, str], name: str) -> None:
     """Refuse a library that this machine or this version cannot run.
 
     `facts` is what `read_colophon` returns, `name` names the file in the
     RuntimeError.
     """
-    def refuse(expected, got):
+    def refuse(expected: str, got: str) -> NoReturn:
         raise RuntimeError(f'{name}: expected {expected}, got {got}')
 
     if facts.get('format') != FORMAT:
@@ -290,7 +295,7 @@ def check_facts(facts, name):
 
 
 # chapters/deployment.ipynb, cell fn-aligned-zeros
-def aligned_zeros(shape):
+def aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:
     """Zeros, float32, that start at a multiple of 64 bytes."""
     size = int(np.prod(shape))
     room = np.zeros(size + 16, 'float32')
@@ -299,7 +304,7 @@ def aligned_zeros(shape):
 
 
 # chapters/deployment.ipynb, cell fn-aligned-zeros
-def check_dtype(name, value, dtype):
+def check_dtype(name: str, value: object, dtype: str) -> None:
     """Raise a TypeError unless `value` is a NumPy array of this dtype."""
     if not isinstance(value, np.ndarray) or value.dtype != dtype:
         got = getattr(value, 'dtype', type(value).__name__)
@@ -334,7 +339,7 @@ class Network:
         holds no network.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | Path) -> None:
         content = Path(path).read_bytes()
         self.facts = read_colophon(content, str(path))
         check_facts(self.facts, str(path))
@@ -354,7 +359,7 @@ class Network:
         self._shared = tvm.runtime.from_dlpack(self._input)
         self._lock = threading.Lock()
 
-    def __call__(self, X):
+    def __call__(self, X: np.ndarray) -> np.ndarray:
         """Logits, (batch, 10), of X, (batch, 1, 28, 28), both float32."""
         check_dtype('X', X, 'float32')
         if X.shape != self._input.shape:
@@ -366,7 +371,7 @@ class Network:
                       if self._gpu else self._shared)
             return self._run(tensor).numpy()
 
-    def classify(self, images):
+    def classify(self, images: np.ndarray) -> np.ndarray:
         """Labels, (n,), int64, of images, (n, 28, 28), uint8."""
         check_dtype('images', images, 'uint8')
         if images.ndim != 3 or images.shape[1:] != (28, 28):
@@ -383,7 +388,7 @@ class Network:
 
 
 # chapters/deployment.ipynb, cell fn-network
-def load_network(path):
+def load_network(path: str | Path) -> Network:
     """Open a file of `export_network`; see `Network`, also for errors."""
     return Network(path)
 
@@ -554,7 +559,7 @@ int main(int argc, char** argv) try {
 
 
 # chapters/deployment.ipynb, cell fn-build-classifier
-def build_classifier(folder, compiler='g++'):
+def build_classifier(folder: str | Path, compiler: str = 'g++') -> Path:
     """Compile the C++ program that classifies with a library file.
 
     Parameters
@@ -598,7 +603,7 @@ def build_classifier(folder, compiler='g++'):
 
 
 # chapters/deployment.ipynb, cell fn-write-idx
-def write_idx(path, array):
+def write_idx(path: str | Path, array: np.ndarray) -> None:
     """Write a uint8 array as an IDX file, the format of MNIST.
 
     Raises TypeError for another dtype or no array.
@@ -610,7 +615,8 @@ def write_idx(path, array):
 
 
 # chapters/deployment.ipynb, cell fn-cuda-network
-def cuda_network(layers, batch, target):
+def cuda_network(layers: Sequence[tuple[np.ndarray, np.ndarray]], batch: int,
+                 target: tvm.target.Target) -> tvm.IRModule:
     """The folded network as a program of Relax, bound to a GPU.
 
     Parameters

@@ -14,9 +14,11 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 import d2ltvm
 from d2ltvm import from_scratch as fs
@@ -36,7 +38,7 @@ __all__ = ['Exchange', 'GUARD', 'SyncBatchNorm', 'WORK', 'check_launch',
 
 
 # chapters/distributed.ipynb, cell fn-part
-def own_part(X):
+def own_part(X: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
     """What a worker knows of a batch: count, mean and M2 of each channel.
 
     Parameters
@@ -88,17 +90,20 @@ class Exchange:
         Sums so far; a gather is one, too.
     """
 
-    def __init__(self, rank=0, store=None, report=None):
+    def __init__(self, rank: int = 0,
+                 store: mx.kvstore.KVStore | None = None,
+                 report: str | Path | None = None) -> None:
         self.rank, self.store, self.rounds = rank, store, 0
         self.workers = 1 if store is None else store.num_workers
-        self.buffers = {}
-        self.report = report and os.open(report, os.O_WRONLY | os.O_CREAT)
+        self.buffers: dict[int, nd.NDArray] = {}
+        self.report = (None if report is None
+                       else os.open(report, os.O_WRONLY | os.O_CREAT))
         if not 0 <= rank < self.workers:
             raise ValueError(f'rank: expected 0 to {self.workers - 1}, got '
                              f'{rank}')
 
     @staticmethod
-    def _check(name, array, dtype):
+    def _check(name: str, array: np.ndarray, dtype: str) -> None:
         got = getattr(array, 'dtype', type(array).__name__)
         if got != np.dtype(dtype):
             raise TypeError(f'{name}: expected an array of {dtype}, got {got}')
@@ -106,11 +111,11 @@ class Exchange:
             raise ValueError(f'{name}: expected shape (n,), n > 0, got '
                              f'{array.shape}')
 
-    def _mark(self, number):
+    def _mark(self, number: int) -> None:
         if self.report is not None:
             os.pwrite(self.report, b'%d' % number, 0)
 
-    def sum(self, values):
+    def sum(self, values: np.ndarray) -> np.ndarray:
         """Sum over all workers: one round trip.
 
         Parameters
@@ -132,13 +137,14 @@ class Exchange:
             return self.gather(values).sum(axis=0)
         self._check('values', values, 'float32')
         self._mark(2 * self.rounds + 1)  # odd: waits for the others
-        if self.store is not None:
-            values = self._push_and_pull(values)
+        values = self._push_and_pull(values)
         self.rounds += 1
         self._mark(2 * self.rounds)
         return values.copy()
 
-    def _push_and_pull(self, values):
+    def _push_and_pull(self, values: np.ndarray) -> np.ndarray:
+        if self.store is None:
+            return values
         n = values.size
         if n not in self.buffers:
             self.buffers[n] = nd.empty(n)
@@ -148,7 +154,7 @@ class Exchange:
         self.buffers[n].wait_to_read()  # never two pulls in flight
         return self.buffers[n].asnumpy()
 
-    def gather(self, row):
+    def gather(self, row: np.ndarray) -> np.ndarray:
         """The rows of all workers, bit by bit: one round trip.
 
         Takes an ndarray of shape (n,), float64, and returns one of shape
@@ -162,7 +168,7 @@ class Exchange:
 
 
 # chapters/distributed.ipynb, cell fn-work
-def save_arrays(path, arrays):
+def save_arrays(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
     """Write a dictionary of arrays as an npz file, whole or not at all."""
     part = f'{path}.{os.getpid()}.part'
     with open(part, 'wb') as file:
@@ -173,7 +179,7 @@ def save_arrays(path, arrays):
 
 
 # chapters/distributed.ipynb, cell fn-work
-def find_function(reference):
+def find_function(reference: str) -> Callable:
     """The function that a text 'module:function' or 'a.py:function' names.
 
     Raises
@@ -186,6 +192,7 @@ def find_function(reference):
     try:
         if place.endswith('.py'):
             spec = importlib.util.spec_from_file_location('worker', place)
+            assert spec and spec.loader  # a name in .py has a loader
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
         else:
@@ -198,14 +205,14 @@ def find_function(reference):
 
 
 # chapters/distributed.ipynb, cell fn-work
-def work(folder, rank, reference):
+def work(folder: str, rank: int | str, reference: str) -> None:
     """Be one worker: the launcher starts it; ends the process on an error.
 
     Parameters
     ----------
     folder : str
         Has the keyword arguments in `arguments.json`; takes the result.
-    rank : int
+    rank : int or str
         The number of this worker.
     reference : str
         See `find_function`.
@@ -240,7 +247,7 @@ work(*sys.argv[1:])
 
 
 # chapters/distributed.ipynb, cell fn-start
-def free_port(host='127.0.0.1'):
+def free_port(host: str = '127.0.0.1') -> int:
     """A port that nobody listens to, below those the system gives away.
 
     Raises RuntimeError if there is none at this address.
@@ -256,7 +263,8 @@ def free_port(host='127.0.0.1'):
 
 
 # chapters/distributed.ipynb, cell fn-start
-def start(name, folder, settings, *command):
+def start(name: str, folder: str, settings: dict[str, str],
+          *command: str) -> subprocess.Popen:
     """Start one process of a run; its output goes to the file NAME.log."""
     inherited = {key: value for key, value in os.environ.items()
                  if not key.startswith(('DMLC_', 'PS_'))}
@@ -271,7 +279,9 @@ def start(name, folder, settings, *command):
 
 
 # chapters/distributed.ipynb, cell fn-start
-def start_all(run, folder, reference, workers, servers, host, port):
+def start_all(run: dict[str, subprocess.Popen], folder: str, reference: str,
+              workers: int, servers: int, host: str,
+              port: int | None) -> None:
     """Start all processes; `run` gets them by name, one after the other."""
     settings = {'DMLC_PS_ROOT_URI': host, 'DMLC_NODE_HOST': host,
                 'DMLC_PS_ROOT_PORT': str(port or free_port(host)),
@@ -287,11 +297,12 @@ def start_all(run, folder, reference, workers, servers, host, port):
 
 
 # chapters/distributed.ipynb, cell fn-start
-def stop(process):
+def stop(process: subprocess.Popen) -> None:
     """Kill a process, and all that it has started in its session."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.stdin.close()
+    if process.stdin:
+        process.stdin.close()
     process.wait()
     for _ in range(100):  # what it has started dies a moment later
         try:
@@ -302,7 +313,7 @@ def stop(process):
 
 
 # chapters/distributed.ipynb, cell fn-slowest
-def last_words(folder, name, lines=40):
+def last_words(folder: str, name: str, lines: int = 40) -> str:
     """The end of what a process has printed."""
     path = Path(folder, f'{name}.log')
     text = path.read_text(errors='replace').rstrip().split('\n')
@@ -310,7 +321,7 @@ def last_words(folder, name, lines=40):
 
 
 # chapters/distributed.ipynb, cell fn-slowest
-def is_stopped(process):
+def is_stopped(process: subprocess.Popen) -> bool:
     """True if a signal has stopped the process (Linux)."""
     try:
         stat = Path('/proc', str(process.pid), 'stat').read_text()
@@ -320,7 +331,8 @@ def is_stopped(process):
 
 
 # chapters/distributed.ipynb, cell fn-slowest
-def read_counts(run, folder):
+def read_counts(run: dict[str, subprocess.Popen],
+                folder: str) -> dict[str, int]:
     """How many exchanges each worker that still runs has entered or left."""
     counts = {}
     for name, process in run.items():
@@ -331,14 +343,16 @@ def read_counts(run, folder):
 
 
 # chapters/distributed.ipynb, cell fn-slowest
-def slowest(run, counts):
+def slowest(run: dict[str, subprocess.Popen],
+            counts: dict[str, int]) -> list[str]:
     """The worker that the others wait for; several if it is unclear."""
     late = [n for n in counts if counts[n] == min(counts.values())]
     return [n for n in late if is_stopped(run[n])] or late
 
 
 # chapters/distributed.ipynb, cell fn-watch
-def watch(run, folder, timeout, patience):
+def watch(run: dict[str, subprocess.Popen], folder: str, timeout: float,
+          patience: float) -> None:
     """Wait for the end of all processes of a run.
 
     Parameters
@@ -354,7 +368,7 @@ def watch(run, folder, timeout, patience):
         If one fails, or the time is over; names it.
     """
     begin = changed = time.monotonic()
-    seen = {}
+    seen: dict[str, int] = {}
     while any(process.poll() is None for process in run.values()):
         for name, process in run.items():
             if process.poll():
@@ -380,7 +394,8 @@ def watch(run, folder, timeout, patience):
 
 
 # chapters/distributed.ipynb, cell fn-launch
-def check_launch(reference, arguments, **numbers):
+def check_launch(reference: str, arguments: dict | None,
+                 **numbers: float) -> None:
     """Raise a ValueError or TypeError that names an argument of `launch`."""
     for name, value in numbers.items():
         whole = name in ('workers', 'servers')
@@ -402,8 +417,10 @@ def check_launch(reference, arguments, **numbers):
 
 
 # chapters/distributed.ipynb, cell fn-launch
-def launch(reference, workers=2, arguments=None, servers=1, timeout=300,
-           patience=60, host='127.0.0.1', port=None):
+def launch(reference: str, workers: int = 2, arguments: dict | None = None,
+           servers: int = 1, timeout: float = 300, patience: float = 60,
+           host: str = '127.0.0.1', port: int | None = None
+           ) -> list[dict[str, np.ndarray]]:
     """Run a function in several workers, and wait for their results.
 
     Parameters
@@ -440,7 +457,7 @@ def launch(reference, workers=2, arguments=None, servers=1, timeout=300,
     """
     check_launch(reference, arguments, workers=workers, servers=servers,
                  timeout=timeout, patience=patience)
-    run = {}
+    run: dict[str, subprocess.Popen] = {}
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, 'arguments.json').write_text(json.dumps(arguments or {}))
         try:
@@ -471,11 +488,12 @@ class SyncBatchNorm(autograd.Function):
         Statistics of the whole batch, once called; the biased variance.
     """
 
-    def __init__(self, exchange, eps=1e-5):
+    def __init__(self, exchange: Exchange, eps: float = 1e-5) -> None:
         super().__init__()
         self.exchange, self.eps = exchange, eps
 
-    def forward(self, gamma, beta, X):
+    def forward(self, gamma: nd.NDArray, beta: nd.NDArray,
+                X: nd.NDArray) -> nd.NDArray:
         """Equation (eq-batch-norm); arguments and result are NDArrays."""
         X_own, shape = X.asnumpy(), (-1,) + (1,) * (X.ndim - 2)
         count, mean, M2 = own_part(X_own)
@@ -494,7 +512,7 @@ class SyncBatchNorm(autograd.Function):
         Y = gamma.reshape(shape) * self.X_hat + beta.reshape(shape)
         return nd.array(Y, dtype=X.dtype)
 
-    def backward(self, dY):
+    def backward(self, dY: nd.NDArray) -> tuple[nd.NDArray, ...]:
         """Gradients by gamma and beta, of this worker, and by X."""
         own, shape = dY.asnumpy(), (-1,) + (1,) * (dY.ndim - 2)
         axes, C = (0, *range(2, dY.ndim)), dY.shape[1]
@@ -508,7 +526,9 @@ class SyncBatchNorm(autograd.Function):
 
 
 # chapters/distributed.ipynb, cell fn-norm
-def synchronised(exchange, moving, momentum=0.9, eps=1e-5):
+def synchronised(exchange: Exchange, moving: fs.MovingStatistics,
+                 momentum: float = 0.9, eps: float = 1e-5
+                 ) -> Callable[..., nd.NDArray]:
     """The layer as a callable for a network in training.
 
     Parameters
@@ -538,7 +558,8 @@ def synchronised(exchange, moving, momentum=0.9, eps=1e-5):
     if not eps > 0:
         raise ValueError(f'eps: expected a positive number, got {eps}')
 
-    def norm(H, gamma, beta, scope_name):
+    def norm(H: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
+             scope_name: str) -> nd.NDArray:
         fs.check_arguments(H, gamma, beta, eps)
         layer = SyncBatchNorm(exchange, eps)
         Y = layer(gamma, beta, H)
@@ -550,7 +571,9 @@ def synchronised(exchange, moving, momentum=0.9, eps=1e-5):
 
 
 # chapters/distributed.ipynb, cell fn-state
-def pack_state(step, params, moving, exchange):
+def pack_state(step: int, params: dict[str, nd.NDArray],
+               moving: fs.MovingStatistics,
+               exchange: Exchange) -> dict[str, np.ndarray]:
     """What is needed to go on: a dictionary of arrays.
 
     `step`; `param.NAME`, float32; `mean.SCOPE` and `var.SCOPE`, shape
@@ -566,7 +589,8 @@ def pack_state(step, params, moving, exchange):
 
 
 # chapters/distributed.ipynb, cell fn-state
-def merged_moving(state, rows=slice(None), dtype='float32'):
+def merged_moving(state: Mapping[str, np.ndarray], rows: slice = slice(None),
+                  dtype: str | type = 'float32') -> fs.MovingStatistics:
     """Moving statistics of a state, merged over its workers.
 
     Parameters
@@ -575,7 +599,7 @@ def merged_moving(state, rows=slice(None), dtype='float32'):
         As from `pack_state`.
     rows : slice
         Which workers count; all by default.
-    dtype : str
+    dtype : str or type
         Of the result.
 
     Returns
@@ -597,7 +621,9 @@ def merged_moving(state, rows=slice(None), dtype='float32'):
 
 
 # chapters/distributed.ipynb, cell fn-state
-def unpack_state(state, params, exchange):
+def unpack_state(state: Mapping[str, np.ndarray],
+                 params: dict[str, nd.NDArray], exchange: Exchange
+                 ) -> tuple[int, fs.MovingStatistics]:
     """Set `params`, in place, and return (step, moving).
 
     With as many workers as before, each gets its own moving statistics back;
@@ -614,14 +640,18 @@ def unpack_state(state, params, exchange):
 
 
 # chapters/distributed.ipynb, cell fn-train
-def step_rows(step, total, batch, seed=0):
+def step_rows(step: int, total: int, batch: int,
+              seed: int = 0) -> np.ndarray:
     """Which images a step sees: `batch` different numbers below `total`."""
     return np.random.default_rng((seed, step)).choice(total, batch,
                                                       replace=False)
 
 
 # chapters/distributed.ipynb, cell fn-train
-def train_step(exchange, X, y, params, norm, learning_rate):
+def train_step(exchange: Exchange, X: nd.NDArray, y: nd.NDArray,
+               params: dict[str, nd.NDArray],
+               norm: Callable[..., nd.NDArray],
+               learning_rate: float) -> float:
     """One step of all workers; returns the summed loss of the whole batch.
 
     Parameters
@@ -650,8 +680,11 @@ def train_step(exchange, X, y, params, norm, learning_rate):
 
 
 # chapters/distributed.ipynb, cell fn-train
-def train_worker(exchange, data, steps, batch, sync=True, learning_rate=1e-3,
-                 seed=0, dtype='float32', checkpoint=None, every=50):
+def train_worker(exchange: Exchange, data: str, steps: int, batch: int,
+                 sync: bool = True, learning_rate: float = 1e-3,
+                 seed: int = 0, dtype: str = 'float32',
+                 checkpoint: str | None = None,
+                 every: int = 50) -> dict[str, np.ndarray]:
     """Train the digit network in one of several workers.
 
     Parameters
@@ -713,7 +746,8 @@ def train_worker(exchange, data, steps, batch, sync=True, learning_rate=1e-3,
 
 
 # chapters/distributed.ipynb, cell fn-time
-def time_worker(exchange, sizes, repeats=30):
+def time_worker(exchange: Exchange, sizes: list[int],
+                repeats: int = 30) -> dict[str, np.ndarray]:
     """Median time of a sum for each size, in one of several workers.
 
     Parameters
@@ -741,7 +775,8 @@ def time_worker(exchange, sizes, repeats=30):
 
 
 # chapters/distributed.ipynb, cell fn-time
-def fit_exchange_time(workers, sizes, seconds):
+def fit_exchange_time(workers: ArrayLike, sizes: ArrayLike,
+                      seconds: ArrayLike) -> np.ndarray:
     """The numbers a, b, c of equation (eq-exchange-time), none negative.
 
     Parameters
@@ -765,12 +800,11 @@ def fit_exchange_time(workers, sizes, seconds):
         raise ValueError('seconds: expected three or more, all positive, got '
                          f'{t}')
     columns = np.stack([1 / t, P / t, 2 * P * n / t], axis=1)
-    best = None
+    found = []
     for used in range(1, 8):  # the best of all subsets without a negative
         pick = [i for i in range(3) if used >> i & 1]
         x = np.zeros(3)
         x[pick] = np.linalg.lstsq(columns[:, pick], np.ones(t.size), None)[0]
-        error = ((columns @ x - 1) ** 2).sum()
-        if (x >= 0).all() and (best is None or error < best[0]):
-            best = error, x
-    return best[1]
+        if (x >= 0).all():
+            found.append((((columns @ x - 1) ** 2).sum(), x))
+    return min(found, key=lambda pair: pair[0])[1]

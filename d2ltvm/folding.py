@@ -4,15 +4,18 @@
 
 import numbers
 import os
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
 from d2ltvm import from_scratch as fs
 from d2ltvm import needed_for
+from d2ltvm.mnist import Digits
 
 with needed_for('d2ltvm.folding'):
     from mxnet import nd
-    from tvm import relax
+    from tvm import IRModule, relax
 
 __all__ = ['KINDS', 'SHAPES', 'fold_batch_norm', 'fold_network',
            'network_layers', 'network_parameters', 'relax_network',
@@ -20,7 +23,9 @@ __all__ = ['KINDS', 'SHAPES', 'fold_batch_norm', 'fold_network',
 
 
 # chapters/folding.ipynb, cell fn-trained-network
-def trained_network(digits, seed=0, epochs=1, images=None):
+def trained_network(digits: Digits, seed: int = 0, epochs: int = 1,
+                    images: int | None = None
+                    ) -> tuple[dict[str, nd.NDArray], fs.MovingStatistics]:
     """Train the digit network of (from_scratch), then settle its statistics.
 
     Parameters
@@ -53,7 +58,8 @@ def trained_network(digits, seed=0, epochs=1, images=None):
             raise ValueError(f'{name}: expected a whole number from {least} '
                              f'on, got {value!r}')
 
-    def norm(H, gamma, beta, scope_name):
+    def norm(H: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
+             scope_name: str) -> nd.NDArray:
         """MXNet's layer; nobody needs the statistics that it moves."""
         unused = nd.zeros(gamma.shape), nd.ones(gamma.shape)
         return nd.BatchNorm(H, gamma, beta, *unused, eps=1e-5,
@@ -71,7 +77,8 @@ def trained_network(digits, seed=0, epochs=1, images=None):
 
 
 # chapters/folding.ipynb, cell fn-network-parameters
-def network_parameters(params, moving):
+def network_parameters(params: dict[str, nd.NDArray],
+                       moving: fs.MovingStatistics) -> dict[str, np.ndarray]:
     """Everything that the digit network knows, as NumPy arrays.
 
     Parameters
@@ -102,7 +109,9 @@ SHAPES = ((20, 1, 3, 3), (50, 20, 5, 5), (128, 800), (10, 128))
 
 
 # chapters/folding.ipynb, cell fn-network-layers
-def network_layers(parameters):
+def network_layers(parameters: dict[str, np.ndarray]
+                   ) -> tuple[list[tuple[np.ndarray, np.ndarray | None]],
+                              list[tuple[np.ndarray, ...]]]:
     """The linear layers of the digit network, and what normalizes them.
 
     Parameters
@@ -141,7 +150,9 @@ def network_layers(parameters):
 
 
 # chapters/folding.ipynb, cell fn-relax-network
-def relax_network(network, batch, eps=1e-5):
+def relax_network(network: dict[str, np.ndarray]
+                  | Sequence[tuple[np.ndarray, np.ndarray | None]],
+                  batch: int, eps: float = 1e-5) -> IRModule:
     """The digit network as a program of Relax, with its weights inside.
 
     Parameters
@@ -218,7 +229,9 @@ KINDS = ('conv', 'transposed', 'dense')
 
 
 # chapters/folding.ipynb, cell fn-check-fold
-def _check_fold(W, b, norm, eps, kind, before, groups):
+def _check_fold(W: np.ndarray, b: np.ndarray | None,
+                norm: dict[str, np.ndarray], eps: float, kind: str,
+                before: bool, groups: int) -> None:
     """Refuse arguments of `fold_batch_norm` that do not fit each other."""
     if kind not in KINDS:
         raise ValueError(f'kind: expected one of {KINDS}, got {kind!r}')
@@ -254,8 +267,13 @@ def _check_fold(W, b, norm, eps, kind, before, groups):
 
 
 # chapters/folding.ipynb, cell fn-fold-batch-norm
-def fold_batch_norm(W, b, gamma, beta, mean, var, eps=1e-5, kind='conv', *,
-                    before=False, groups=1, padding=0):
+def fold_batch_norm(W: np.ndarray, b: np.ndarray | None, gamma: np.ndarray,
+                    beta: np.ndarray, mean: np.ndarray, var: np.ndarray,
+                    eps: float = 1e-5,
+                    kind: Literal['conv', 'transposed', 'dense'] = 'conv', *,
+                    before: bool = False, groups: int = 1,
+                    padding: int | Sequence[int] = 0
+                    ) -> tuple[np.ndarray, np.ndarray]:
     """Weights and bias that do the work of a batch normalization, too.
 
     Parameters
@@ -318,16 +336,17 @@ def fold_batch_norm(W, b, gamma, beta, mean, var, eps=1e-5, kind='conv', *,
             bias, taps = bias * s + t, taps * s[:, :, None, None]
     if kind == 'transposed':
         taps = taps.swapaxes(1, 2)
-    results = taps.reshape(W.shape), bias.reshape(-1)
-    for name, result in zip('Wb', results, strict=True):
+    taps, bias = taps.reshape(W.shape), bias.reshape(-1)
+    for name, result in (('W', taps), ('b', bias)):
         if (abs(result) > np.finfo(W.dtype).max).any():
             raise ValueError(f'{name}: expected results that fit {W.dtype}, '
                              f'got {abs(result).max():.4g}')
-    return tuple(result.astype(W.dtype) for result in results)
+    return taps.astype(W.dtype), bias.astype(W.dtype)
 
 
 # chapters/folding.ipynb, cell fn-fold-network
-def fold_network(params, moving, eps=1e-5):
+def fold_network(params: dict[str, nd.NDArray], moving: fs.MovingStatistics,
+                 eps: float = 1e-5) -> list[tuple[np.ndarray, np.ndarray]]:
     """The digit network without batch normalization, for inference.
 
     Parameters
@@ -350,6 +369,9 @@ def fold_network(params, moving, eps=1e-5):
         As `network_parameters`, `network_layers` and `fold_batch_norm`.
     """
     layers, norms = network_layers(network_parameters(params, moving))
-    return [fold_batch_norm(W, b, *norm, eps=eps,
-                            kind='conv' if W.ndim == 4 else 'dense')
-            for (W, b), norm in zip(layers, norms, strict=False)] + layers[3:]
+    folded = [fold_batch_norm(W, b, gamma, beta, mean, var, eps,
+                              'conv' if W.ndim == 4 else 'dense')
+              for (W, b), (gamma, beta, mean, var)
+              in zip(layers, norms, strict=False)]
+    W, b = layers[3]
+    return [*folded, (W, np.zeros(10, 'float32') if b is None else b)]

@@ -6,7 +6,9 @@ import html
 import json
 import math
 import re
-from typing import NamedTuple
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,7 +19,7 @@ __all__ = ['Axes', 'Backward', 'Choice', 'Explorer', 'MovingStatistics',
 
 
 # chapters/interactive.ipynb, cell fn-rounded
-def _rounded(value, digits):
+def _rounded(value: float | str, digits: int) -> str:
     """A number as text; halves are rounded up, as in the script."""
     if isinstance(value, str):
         return value
@@ -26,7 +28,8 @@ def _rounded(value, digits):
 
 
 # chapters/interactive.ipynb, cell fn-rounded
-def _outline(kind, points, panel):
+def _outline(kind: str, points: Sequence[Sequence[float] | None],
+             panel: Sequence[float]) -> str:
     """Points in the units of the data as the outline of an SVG path.
 
     Parameters
@@ -39,7 +42,8 @@ def _outline(kind, points, panel):
         Data from, data to, pixel from, pixel to, first for x, then for y.
         What lies outside is drawn at the edge.
     """
-    def pixel(value, low, high, first, last):
+    def pixel(value: float, low: float, high: float, first: float,
+              last: float) -> str:
         share = (min(max(value, low), high) - low) / (high - low)
         return _rounded(first + (last - first) * share, 1)
 
@@ -203,17 +207,18 @@ class Slider(NamedTuple):
     high: float
     step: float = 1
     digits: int = 0
-    words: tuple = ()
+    words: tuple[str, ...] = ()
 
-    def refuses(self, value):
+    def refuses(self, value: object) -> str | None:
         """What was expected instead of `value`, or None."""
         if (not isinstance(value, int | float)
                 or not self.low <= value <= self.high):
             return f'a number from {self.low} to {self.high}'
+        return None
 
-    def html(self, name, value):
+    def html(self, name: str, value: float) -> str:
         """The slider at `value`."""
-        text = (self.words[value - self.low] if self.words
+        text = (self.words[int(value - self.low)] if self.words
                 else _rounded(value, self.digits))
         words = html.escape(json.dumps(self.words))
         wide = ' wide' * any(len(word) > 9 for word in self.words)
@@ -233,14 +238,15 @@ class Choice(NamedTuple):
 
     label: str
     first: str
-    options: dict
+    options: dict[str, str]
 
-    def refuses(self, value):
+    def refuses(self, value: object) -> str | None:
         """What was expected instead of `value`, or None."""
         if value not in self.options:
             return f'one of {list(self.options)}'
+        return None
 
-    def html(self, name, value):
+    def html(self, name: str, value: str) -> str:
         """The choice at `value`."""
         return f'<fieldset><legend>{self.label}</legend>' + ''.join(
             f'<label><input type="radio" name="{name}" value="{option}"'
@@ -250,7 +256,11 @@ class Choice(NamedTuple):
 
 
 # chapters/interactive.ipynb, cell fn-panel
-def _panel(x, y, paths, ticks=((), ()), names=('', '')):
+def _panel(x: tuple[float, float, float, float],
+           y: tuple[float, float, float, float],
+           paths: dict[str, tuple[str, str]],
+           ticks: tuple[dict[float, str], dict[float, str]] = ({}, {}),
+           names: tuple[str, str] = ('', '')) -> str:
     """The SVG of a panel: axes, and paths that `Explorer` fills.
 
     Parameters
@@ -268,14 +278,15 @@ def _panel(x, y, paths, ticks=((), ()), names=('', '')):
     """
     (_, _, left, right), (_, _, bottom, top) = x, y
 
-    def at(value, low, high, first, last):
+    def at(value: float, low: float, high: float, first: float,
+           last: float) -> float:
         return round(first + (last - first) * (value - low) / (high - low), 1)
 
     lines, texts = f'M{left} {bottom}H{right}', []
-    for value, text in dict(ticks[0]).items():
+    for value, text in ticks[0].items():
         lines += f'M{at(value, *x)} {bottom}v5'
         texts.append((at(value, *x), bottom + 19, 'middle', text))
-    for value, text in dict(ticks[1]).items():
+    for value, text in ticks[1].items():
         lines += f'M{left} {at(value, *y)}h-5'
         texts.append((left - 8, at(value, *y) + 5, 'end', text))
     texts += [(right, bottom + 35, 'end', names[0]),
@@ -321,9 +332,11 @@ class Explorer:
     """
 
     title = caption = alt = drawing = table = says = script = ''
-    controls, size, data = {}, (400, 300), None
+    controls: dict[str, Slider | Choice] = {}
+    size: tuple[int, int] = (400, 300)
+    data: Any = None
 
-    def __init__(self, **settings):
+    def __init__(self, **settings: float | str) -> None:
         for name, value in settings.items():
             if name not in self.controls:
                 raise TypeError(f'{name}: expected one of '
@@ -331,22 +344,23 @@ class Explorer:
             if expected := self.controls[name].refuses(value):
                 raise ValueError(f'{name}: expected {expected}, got '
                                  f'{value!r}')
-        self.settings = {name: control.first for name, control
-                         in self.controls.items()} | settings
+        self.settings: dict[str, Any] = {
+            name: control.first for name, control
+            in self.controls.items()} | settings
 
-    def state(self, settings, data):
+    def state(self, settings: dict[str, Any], data: Any) -> dict[str, Any]:
         """Names -> numbers, texts, lists of points; as `script` does."""
         raise NotImplementedError
 
-    def _filled(self, text, state, tag):
+    def _filled(self, text: str, state: dict[str, Any], tag: str) -> str:
         """`text` with live numbers and outlines in their places."""
         text = re.sub(
             r'\{(\w+):(\d)\}', lambda found: f'<{tag} data-number='
             f'"{found[1]}" data-digits="{found[2]}">'
             f'{_rounded(state[found[1]], int(found[2]))}</{tag}>', text)
-        panel = None
+        panel: list[float] = []
 
-        def outline(found):
+        def outline(found: re.Match) -> str:
             nonlocal panel
             if found['panel']:
                 panel = json.loads(found['panel'])
@@ -357,10 +371,10 @@ class Explorer:
                       r'"(?P<name>\w+)" data-kind="(?P<kind>\w+)"', outline,
                       text)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f'{self.title}: {self.alt}'
 
-    def _repr_html_(self):
+    def _repr_html_(self) -> str:
         state = self.state(self.settings, self.data)
         name, (width, height) = type(self).__name__, self.size
         controls = ''.join(control.html(key, self.settings[key])
@@ -382,7 +396,7 @@ class Explorer:
 
 
 # chapters/interactive.ipynb, cell fn-transform
-def _normals(count):
+def _normals(count: int) -> list[int]:
     """Fixed normal numbers, in whole hundredths."""
     numbers = np.random.default_rng(1).normal(size=count)
     return [int(number) for number in np.rint(100 * numbers)]
@@ -457,7 +471,8 @@ class Transform(Explorer):
   return state;
 }'''
 
-    def state(self, settings, data):
+    def state(self, settings: dict[str, Any],
+              data: Sequence[float]) -> dict[str, Any]:
         """As the script, by `batch_norm_forward`."""
         s, m = settings, 2 ** settings['m']
         picked = (s['batch'] - 1) * m + np.arange(m)
@@ -516,7 +531,7 @@ class MovingStatistics(Explorer):
         (0, 200, 36, 384), (-4, 10, 212, 22), {
             'dots': ('dots', 'small'), 'truth': ('line', 'red dash'),
             'path': ('line', 'blue'), 'gap': ('boxes', 'fill')},
-        ({n: n for n in range(0, 201, 50)},
+        ({n: str(n) * (n > 0) for n in range(0, 201, 50)},
          {y: str(y).replace('-', '−') for y in range(-4, 11, 2)}),
         ('number of the batch', 'mean'))
     says = ('After {batches:0} batches the moving mean is {moving:2}, the '
@@ -544,7 +559,8 @@ class MovingStatistics(Explorer):
     gap: [[n - 2, moving, n + 2, right]]};
 }'''
 
-    def state(self, settings, data):
+    def state(self, settings: dict[str, Any],
+              data: Sequence[float]) -> dict[str, Any]:
         """As the script, by `moving_factor`."""
         from d2ltvm.moving_statistics import moving_factor
         s, length = settings, settings['batches']
@@ -552,7 +568,7 @@ class MovingStatistics(Explorer):
         start = 1 if s['rule'] == 'factor' else least
         true = np.where(np.arange(1, 201) > 100, 4 + s['jump'], 4.0)
         batch = true + np.array(data) / 100 / math.sqrt(2 ** s['m'])
-        path, left, share = [(0, s['first'])], 1, 0
+        path, left, share = [(0, s['first'])], 1.0, 0.0
         for n in range(1, length + 1):
             share = moving_factor(n, start, least)
             path.append((n, (1 - share) * path[-1][1]
@@ -636,7 +652,8 @@ class Backward(Explorer):
   return state;
 }'''
 
-    def state(self, settings, data):
+    def state(self, settings: dict[str, Any],
+              data: Sequence[float]) -> dict[str, Any]:
         """As the script, by `batch_norm_forward`, `batch_norm_backward`."""
         s = settings
         x = np.array([[s[f'x{i}']] for i in range(1, 6)], float)
@@ -737,7 +754,8 @@ class Axes(Explorer):
     (value - mean) / Math.sqrt(variance + 1e-5)};
 }'''
 
-    def state(self, settings, data):
+    def state(self, settings: dict[str, Any],
+              data: Sequence[float]) -> dict[str, Any]:
         """As the script, by `normalize`."""
         s, X = settings, np.array(data, float).reshape(3, 4, 2, 3)
         groups = {'layer': 1, 'group': 2 ** s['groups']}.get(s['kind'], 4)
@@ -844,7 +862,8 @@ class Schedule(Explorer):
   return state;
 }'''
 
-    def __init__(self, results, **settings):
+    def __init__(self, results: str | Path,
+                 **settings: float | str) -> None:
         with open(results, encoding='utf-8') as file:
             cases = json.load(file)['cases']
         self.data = [{'elements': math.prod(case['shape']), 'times': {
@@ -867,7 +886,8 @@ class Schedule(Explorer):
                 f'<td>{{{name.replace(" ", "")}Ratio:1}}</td></tr>'
                 for name in times) + '</tbody></table>')
 
-    def state(self, settings, data):
+    def state(self, settings: dict[str, Any],
+              data: list[dict[str, Any]]) -> dict[str, Any]:
         """As the script: equation (eq-roofline)."""
         s, case = settings, data[settings['shape']]
         elements, times = case['elements'], case['times']
@@ -880,10 +900,10 @@ class Schedule(Explorer):
         rate = operations * elements / max(floor, arithmetic) / 1e3
         log, x = math.log10, math.log10(operations / moved)
 
-        def at(x):
+        def at(x: float) -> tuple[float, float]:
             return x, min(log(bandwidth) + x, log(peak))
 
-        def dot(time):
+        def dot(time: float) -> float:
             return log(2 * elements / time / 1e3)
 
         quarter, eighth, ours = log(0.25), log(0.125), dot(times['TVM'])
