@@ -5,6 +5,7 @@
 import math
 import numbers
 import timeit
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -25,7 +26,7 @@ __all__ = ['PARALLEL_FROM', 'STREAM_FROM', 'bench_bn_mxnet', 'bench_bn_tvm',
 
 
 # chapters/cpu_schedule.ipynb, cell fn-parallel-copy
-def parallel_copy(count, parts=None):
+def parallel_copy(count: int, parts: int | None = None) -> Callable[..., None]:
     """Compile a copy of float32 data that all threads share.
 
     Parameters
@@ -66,7 +67,7 @@ def parallel_copy(count, parts=None):
 
 
 # chapters/cpu_schedule.ipynb, cell fn-host-target
-def host_target():
+def host_target() -> Target:
     """The processor of this machine as a target.
 
     Returns
@@ -88,7 +89,7 @@ def host_target():
 
 
 # chapters/cpu_schedule.ipynb, cell fn-vector-lanes
-def vector_lanes(target):
+def vector_lanes(target: Target) -> int:
     """How many float32 numbers one vector register holds.
 
     Parameters
@@ -119,7 +120,7 @@ PARALLEL_FROM = 2 ** 15  # elements; starting threads costs microseconds
 
 
 # chapters/cpu_schedule.ipynb, cell fn-program
-def check_build(shape, dtype, eps):
+def check_build(shape: tuple[int, ...], dtype: str, eps: float) -> None:
     """Refuse what the program cannot be built for."""
     if not isinstance(shape, tuple | list) or len(shape) != 4 or not all(
             isinstance(length, numbers.Integral) and length > 0
@@ -139,7 +140,8 @@ def check_build(shape, dtype, eps):
 
 
 # chapters/cpu_schedule.ipynb, cell fn-program
-def _program(shape, dtype, eps):
+def _program(shape: tuple[int, ...], dtype: str,
+             eps: float) -> tvm.tirx.PrimFunc:
     """Scale and shift per channel, then the output: no schedule yet."""
     N, C, H, W = map(int, shape)
     eps, dtype = float(eps), str(dtype)
@@ -173,7 +175,9 @@ def _program(shape, dtype, eps):
 
 
 # chapters/cpu_schedule.ipynb, cell fn-inference-schedule
-def inference_schedule(shape, lanes, dtype='float32', eps=1e-5):
+def inference_schedule(shape: tuple[int, ...], lanes: int,
+                       dtype: str = 'float32',
+                       eps: float = 1e-5) -> s_tir.Schedule:
     """Batch norm with given statistics, scheduled for the CPU.
 
     Parameters
@@ -264,7 +268,8 @@ declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
 
 
 # chapters/cpu_schedule.ipynb, cell fn-streaming-program
-def _streaming_program(shape, lanes, eps, piece=1024):
+def _streaming_program(shape: tuple[int, ...], lanes: int, eps: float,
+                       piece: int = 1024) -> tvm.tirx.PrimFunc:
     """Batch norm in float32 that writes past the caches."""
     (N, C, H, W), eps, f32 = map(int, shape), float(eps), 'float32'
     rows, length, each, lanes = N * C, H * W, (C, 1, 1), int(lanes)
@@ -308,7 +313,7 @@ def _streaming_program(shape, lanes, eps, piece=1024):
 
 
 # chapters/cpu_schedule.ipynb, cell fn-inference-kernel
-def cpu_target(target=None):
+def cpu_target(target: Target | dict | str | None = None) -> Target:
     """A checked target for the processor.
 
     Parameters
@@ -327,21 +332,24 @@ def cpu_target(target=None):
         the processor that it names.
     """
     try:
-        target = host_target() if target is None else Target(target)
+        made = host_target() if target is None else Target(target)
     except (ValueError, TypeError) as error:
         raise ValueError(f'target: TVM refuses {target!r}') from error
-    if target.kind.name != 'llvm':
-        raise ValueError(f'target: expected kind llvm, got {target}')
-    cpu = target.attrs.get('mcpu')
-    triple = target.attrs.get('mtriple') or codegen.llvm_get_system_triple()
+    if made.kind.name != 'llvm':
+        raise ValueError(f'target: expected kind llvm, got {made}')
+    cpu = made.attrs.get('mcpu')
+    triple = made.attrs.get('mtriple') or codegen.llvm_get_system_triple()
     if cpu and not codegen.llvm_is_valid_cpu(cpu, triple):
         raise ValueError(f'target: LLVM knows no processor {cpu!r} and would '
                          'build for a generic one; see host_target')
-    return target
+    return made
 
 
 # chapters/cpu_schedule.ipynb, cell fn-inference-kernel
-def inference_kernel(shape, target=None, dtype='float32', eps=1e-5):
+def inference_kernel(shape: tuple[int, ...],
+                     target: Target | dict | str | None = None,
+                     dtype: str = 'float32',
+                     eps: float = 1e-5) -> Callable[..., None]:
     """Compile batch norm with given statistics for one shape.
 
     Parameters
@@ -384,7 +392,7 @@ def inference_kernel(shape, target=None, dtype='float32', eps=1e-5):
 
 
 # chapters/cpu_schedule.ipynb, cell fn-bench
-def bench_workload(workload):
+def bench_workload(workload: Callable[[int], float]) -> float:
     """Average time of one run, measured over about a second.
 
     Parameters
@@ -414,7 +422,7 @@ def bench_workload(workload):
 
 
 # chapters/cpu_schedule.ipynb, cell fn-bench-tvm
-def _check_sizes(sizes):
+def _check_sizes(sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """The sizes as a list of pairs."""
     try:
         return [(c, n) for c, n in sizes]
@@ -424,7 +432,10 @@ def _check_sizes(sizes):
 
 
 # chapters/cpu_schedule.ipynb, cell fn-bench-tvm
-def bench_bn_tvm(func, sizes, target):
+def bench_bn_tvm(func: Callable[[tuple[int, int]],
+                                s_tir.Schedule | tvm.IRModule],
+                 sizes: Sequence[tuple[int, int]],
+                 target: Target | dict | str) -> np.ndarray:
     """Time a schedule of batch norm for several sizes.
 
     Parameters
@@ -452,22 +463,22 @@ def bench_bn_tvm(func, sizes, target):
     target = Target(target)
     kind = target.kind.name
     device = tvm.device('cpu' if kind in ('llvm', 'c') else kind)
-    times = []
-    for c, n in _check_sizes(sizes):
+
+    def seconds(c: int, n: int) -> float:
         made = func((c, n))
         module = tvm.compile(getattr(made, 'mod', made), target=target).jit()
         tensors = get_bn_data(c, n, lambda array: tvm.runtime.tensor(
             array, device=device))
 
-        def workload(nrepeats, module=module, tensors=tensors):
+        def workload(nrepeats: int) -> float:
             timer = module.time_evaluator('main', device, number=nrepeats)
             return timer(*tensors).mean * nrepeats
-        times.append(bench_workload(workload))
-    return np.array(times)
+        return bench_workload(workload)
+    return np.array([seconds(c, n) for c, n in _check_sizes(sizes)])
 
 
 # chapters/cpu_schedule.ipynb, cell fn-bench-mxnet
-def bn_timer_mxnet(c, n, ctx):
+def bn_timer_mxnet(c: int, n: int, ctx: str) -> Callable[[int], float]:
     """A workload for `bench_workload` that runs MXNet's batch norm.
 
     Parameters
@@ -495,7 +506,7 @@ def bn_timer_mxnet(c, n, ctx):
     data, mean, var, gamma, beta, out = get_bn_data_mxnet(c, n, ctx)
     batch_norm_mxnet(data, mean, var, gamma, beta, out)  # checks them once
 
-    def run():
+    def run() -> None:
         mx.nd.BatchNorm(data, gamma, beta, mean, var, 1e-5,
                         use_global_stats=True, fix_gamma=False, out=out)
         out.wait_to_read()
@@ -503,7 +514,8 @@ def bn_timer_mxnet(c, n, ctx):
 
 
 # chapters/cpu_schedule.ipynb, cell fn-bench-mxnet
-def bench_bn_mxnet(sizes, ctx='cpu'):
+def bench_bn_mxnet(sizes: Sequence[tuple[int, int]],
+                   ctx: str = 'cpu') -> np.ndarray:
     """Time MXNet's batch norm for several sizes.
 
     Parameters

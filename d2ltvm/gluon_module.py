@@ -113,7 +113,7 @@ class BatchNormOperator(mx.operator.CustomOp):
         super().__init__()
         self.eps, self.momentum = eps, momentum
 
-    def forward(self, is_train: bool, req: list[str], in_data: list,
+    def forward(self, is_train: int, req: list[str], in_data: list,
                 out_data: list, aux: list) -> None:
         """Normalize, and update `aux` if `is_train`."""
         X, gamma, beta, mean, var = (a.asnumpy() for a in (*in_data, *aux))
@@ -186,7 +186,7 @@ class BatchNormProp(mx.operator.CustomOpProp):
         C = X[:1]
         return [X, C, C], [X, [3, *C]], [C, C]
 
-    def create_operator(self, ctx: str, in_shapes: list,
+    def create_operator(self, ctx: mx.Context, in_shapes: list,
                         in_dtypes: list) -> BatchNormOperator:
         """The operator; it works on any device, by way of the CPU."""
         return BatchNormOperator(*self.constants)

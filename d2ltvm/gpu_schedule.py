@@ -19,6 +19,7 @@ from d2ltvm.tvm_inference import bn_error, get_bn_data
 with needed_for('d2ltvm.gpu_schedule'):
     import tvm
     from tvm import s_tir
+    from tvm.ir import Expr
     from tvm.script import tirx as T
     from tvm.support import nvcc
     from tvm.target import Target
@@ -57,7 +58,7 @@ def cuda_target(arch: str | None = None) -> Target:
 
 
 # chapters/gpu_schedule.ipynb, cell fn-cuda-source
-def _check_target(target):
+def _check_target(target: Target | None) -> Target:
     """The target, by default `cuda_target()`; refuse another kind."""
     target = cuda_target() if target is None else target
     if not isinstance(target, Target):
@@ -138,7 +139,8 @@ def serial_program(mod: tvm.IRModule | tvm.tirx.PrimFunc
 
 
 # chapters/gpu_schedule.ipynb, cell fn-program
-def _program(shape, dtype, eps, threads, blocks):
+def _program(shape: tuple[int, ...], dtype: str, eps: float, threads: int,
+             blocks: int) -> tvm.tirx.PrimFunc:
     """The kernel: a row is one channel of one image."""
     N, C, H, W = map(int, shape)
     rows, length, lanes = N * C, H * W, 8 if dtype == 'float16' else 4
@@ -149,7 +151,7 @@ def _program(shape, dtype, eps, threads, blocks):
     eps, dtype, edges = float(eps), str(dtype), length % lanes > 0
     each, f32 = (C, 1, 1), 'float32'
 
-    def affine(x, s):
+    def affine(x: Expr, s: tvm.tirx.Buffer) -> Expr:
         return T.Cast(dtype, T.Cast(f32, x) * s[0] + s[1])
 
     @T.prim_func(s_tir=True)
@@ -194,7 +196,7 @@ def _program(shape, dtype, eps, threads, blocks):
 
 
 # chapters/gpu_schedule.ipynb, cell fn-cuda-schedule
-def _check_shape(shape, dtype, eps):
+def _check_shape(shape: tuple[int, ...], dtype: str, eps: float) -> None:
     """Refuse what no kernel can be built for."""
     check_build(shape, dtype, eps)
     # Indices have 32 bits, and the last step may look beyond its row
@@ -325,9 +327,10 @@ def compile_ptx(source: str, target: Target) -> tuple[str | None, str]:
 
 
 # chapters/gpu_schedule.ipynb, cell fn-seconds
-def _seconds(call, wait, least=0.05, rounds=5):
+def _seconds(call: Callable[[], object], wait: Callable[[], object],
+             least: float = 0.05, rounds: int = 5) -> float:
     """Median time of a call, in seconds, over rounds of `least` seconds."""
-    def timed(number):
+    def timed(number: int) -> float:
         start = time.perf_counter()
         for _ in range(number):
             call()
@@ -342,7 +345,9 @@ def _seconds(call, wait, least=0.05, rounds=5):
 
 
 # chapters/gpu_schedule.ipynb, cell fn-seconds
-def _peers(X, mean, var, gamma, beta, eps):
+def _peers(X: np.ndarray, mean: np.ndarray, var: np.ndarray,
+           gamma: np.ndarray, beta: np.ndarray, eps: float
+           ) -> dict[str, tuple[Callable, Callable, str]]:
     """Other implementations: name -> (call, wait, version)."""
     peers = {}
     try:

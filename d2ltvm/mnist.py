@@ -12,7 +12,7 @@ import os
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -215,7 +215,7 @@ def download(url: str, path: str | Path, _pooch: object = None,
     with needed_for('downloading MNIST'):
         import pooch
 
-    def close_error(answer, **kwargs):
+    def close_error(answer: Any, **kwargs: object) -> None:
         if not answer.ok:
             answer.close()  # pooch leaves it open
 

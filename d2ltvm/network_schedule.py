@@ -4,6 +4,8 @@
 
 import math
 import numbers
+from collections.abc import Callable, Sequence
+from typing import SupportsInt
 
 import numpy as np
 
@@ -13,7 +15,9 @@ from d2ltvm.cpu_schedule import cpu_target, vector_lanes
 with needed_for('d2ltvm.network_schedule'):
     import tvm
     from tvm import relax, s_tir, te
-    from tvm.target import codegen
+    from tvm.ir import Expr
+    from tvm.s_tir.schedule import LoopRV, SBlockRV
+    from tvm.target import Target, codegen
 
 __all__ = ['SIDE', 'check_layers', 'compile_network', 'conv_float64',
            'conv_relu_pool', 'network_float64', 'network_module',
@@ -23,7 +27,11 @@ __all__ = ['SIDE', 'check_layers', 'compile_network', 'conv_float64',
 
 
 # chapters/network_schedule.ipynb, cell fn-network-float64
-def conv_float64(X, W, b):
+_Layers = Sequence[tuple[np.ndarray, np.ndarray]]  # (W, b) of each layer
+
+
+# chapters/network_schedule.ipynb, cell fn-network-float64
+def conv_float64(X: np.ndarray, W: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Convolution, rectifier and average pooling, in float64.
 
     Parameters
@@ -39,14 +47,14 @@ def conv_float64(X, W, b):
     k = W.shape[-1]
     h, w = (2 * ((side - k + 1) // 2) for side in X.shape[2:])
     windows = np.lib.stride_tricks.sliding_window_view(
-        X.astype('float64'), (k, k), (2, 3))[:, :, :h, :w]
-    Y = np.tensordot(windows, W.astype('float64'), [(1, 4, 5), (1, 2, 3)])
+        X.astype('float64'), (1, 1, k, k))[:, :, :h, :w, 0, 0]
+    Y = np.tensordot(windows, W.astype('float64'), ((1, 4, 5), (1, 2, 3)))
     Y = np.maximum(Y + b, 0).reshape(len(X), h // 2, 2, w // 2, 2, len(W))
     return Y.mean((2, 4)).transpose(0, 3, 1, 2)
 
 
 # chapters/network_schedule.ipynb, cell fn-network-float64
-def network_float64(layers, images):
+def network_float64(layers: _Layers, images: np.ndarray) -> np.ndarray:
     """Logits of the network in float64.
 
     Parameters
@@ -68,13 +76,13 @@ def network_float64(layers, images):
 
 
 # chapters/network_schedule.ipynb, cell fn-relu
-def relu(x):
+def relu(x: Expr | te.TensorSlice) -> Expr:
     """The rectifier. Constant first: max(x, 0) would turn NaN into 0."""
     return te.max(te.const(0, 'float32'), x)
 
 
 # chapters/network_schedule.ipynb, cell fn-target
-def vector_registers(target):
+def vector_registers(target: Target) -> int:
     """How many vector registers a processor has: 16 or 32.
 
     Parameters
@@ -93,7 +101,9 @@ def vector_registers(target):
 
 
 # chapters/network_schedule.ipynb, cell fn-conv-relu-pool
-def conv_relu_pool(image, W, b, batch, side, name):
+def conv_relu_pool(image: Callable[..., Expr | te.TensorSlice],
+                   W: te.Tensor, b: te.Tensor, batch: int, side: int,
+                   name: str) -> te.Tensor:
     """Convolution, rectifier and average pooling, lanes over pixels.
 
     Parameters
@@ -135,14 +145,15 @@ def conv_relu_pool(image, W, b, batch, side, name):
 
 
 # chapters/network_schedule.ipynb, cell fn-schedule-conv
-def _divisor(length, limit):
+def _divisor(length: SupportsInt, limit: int) -> int:
     """The largest divisor of a length that is not above a limit."""
     return max(d for d in range(1, max(1, limit) + 1)
                if int(length) % d == 0)
 
 
 # chapters/network_schedule.ipynb, cell fn-schedule-conv
-def schedule_conv(sch, name, lanes, registers):
+def schedule_conv(sch: s_tir.Schedule, name: str, lanes: int,
+                  registers: int) -> tuple[SBlockRV, LoopRV]:
     """Hold a tile of a convolution in registers, pool it there.
 
     Parameters
@@ -179,7 +190,8 @@ def schedule_conv(sch, name, lanes, registers):
 
 
 # chapters/network_schedule.ipynb, cell fn-schedule-dense
-def schedule_dense(sch, name, rows, lanes, registers):
+def schedule_dense(sch: s_tir.Schedule, name: str, rows: int, lanes: int,
+                   registers: int) -> tuple[SBlockRV, LoopRV]:
     """Hold a tile of a dense layer in registers.
 
     Parameters
@@ -215,7 +227,7 @@ SIDE = 28  # pixels of an image, in height and width
 
 
 # chapters/network_schedule.ipynb, cell fn-check-layers
-def _sides(layers):
+def _sides(layers: _Layers) -> tuple[int, int]:
     """Sides of both pooled outputs, as far as the next layer needs them."""
     first = (SIDE - layers[0][0].shape[2] + 1) // 2
     second = (first - layers[1][0].shape[2] + 1) // 2
@@ -223,7 +235,7 @@ def _sides(layers):
 
 
 # chapters/network_schedule.ipynb, cell fn-check-layers
-def check_layers(layers):
+def check_layers(layers: _Layers) -> None:
     """Refuse layers that do not fit together.
 
     Parameters
@@ -271,7 +283,7 @@ def check_layers(layers):
 
 
 # chapters/network_schedule.ipynb, cell fn-packed-weights
-def packed_weights(layers, lanes):
+def packed_weights(layers: _Layers, lanes: int) -> list[np.ndarray]:
     """Weights as the program reads them: output channels last.
 
     Parameters
@@ -287,7 +299,7 @@ def packed_weights(layers, lanes):
     list of ndarray, float32
         W of shape (k, k, in, out) or (in, out), and b, of each layer.
     """
-    packed = []
+    packed: list[np.ndarray] = []
     for W, b in layers:
         if W.ndim == 4:
             W = W.transpose(2, 3, 1, 0)
@@ -301,7 +313,8 @@ def packed_weights(layers, lanes):
 
 
 # chapters/network_schedule.ipynb, cell fn-network-program
-def network_program(layers, batch, parts, lanes):
+def network_program(layers: _Layers, batch: int, parts: int,
+                    lanes: int) -> tvm.tirx.PrimFunc:
     """The whole network as one function, without a schedule.
 
     Parameters
@@ -348,7 +361,7 @@ def network_program(layers, batch, parts, lanes):
 
 
 # chapters/network_schedule.ipynb, cell fn-plan
-def plan(batch, threads, groups=10):
+def plan(batch: int, threads: int, groups: int = 10) -> tuple[int, int]:
     """How to share a batch among threads.
 
     Parameters
@@ -365,7 +378,7 @@ def plan(batch, threads, groups=10):
         conv1, 29 us for its share of all the rest, and 2 us to read its
         share of the dense layer's weights.
     """
-    def cost(choice):
+    def cost(choice: tuple[int, int]) -> float:
         rows, parts = choice
         turns = math.ceil(batch // rows * parts / threads)
         return turns * (rows * (4 + 29 / parts) + 2 / parts)
@@ -376,7 +389,8 @@ def plan(batch, threads, groups=10):
 
 
 # chapters/network_schedule.ipynb, cell fn-schedule-network
-def schedule_network(layers, batch, target, threads):
+def schedule_network(layers: _Layers, batch: int, target: Target | dict | str,
+                     threads: int) -> s_tir.Schedule:
     """Schedule the network for a target.
 
     Parameters
@@ -418,7 +432,8 @@ def schedule_network(layers, batch, target, threads):
 
 
 # chapters/network_schedule.ipynb, cell fn-network-module
-def _checked(layers, batch, target, threads):
+def _checked(layers: _Layers, batch: int, target: Target | dict | str | None,
+             threads: int | None) -> tuple[int, Target, int]:
     """Refuse wrong arguments of `network_module`; fill in what is missing."""
     check_layers(layers)
     threads = tvm.runtime.num_threads() if threads is None else threads
@@ -431,7 +446,9 @@ def _checked(layers, batch, target, threads):
 
 
 # chapters/network_schedule.ipynb, cell fn-network-module
-def network_module(layers, batch, target=None, threads=None):
+def network_module(layers: _Layers, batch: int,
+                   target: Target | dict | str | None = None,
+                   threads: int | None = None) -> tvm.IRModule:
     """The network, scheduled, with its weights inside.
 
     Parameters
@@ -476,7 +493,7 @@ def network_module(layers, batch, target=None, threads=None):
 
 
 # chapters/network_schedule.ipynb, cell fn-compile-network
-def _aligned(shape):
+def _aligned(shape: tuple[int, ...]) -> np.ndarray:
     """Float32 zeros that start at a multiple of 64 bytes."""
     memory = np.zeros(math.prod(shape) + 16, 'float32')
     start = -memory.ctypes.data % 64 // 4
@@ -484,7 +501,10 @@ def _aligned(shape):
 
 
 # chapters/network_schedule.ipynb, cell fn-compile-network
-def compile_network(layers, batch, target=None, threads=None):
+def compile_network(layers: _Layers, batch: int,
+                    target: Target | dict | str | None = None,
+                    threads: int | None = None
+                    ) -> Callable[[np.ndarray], np.ndarray]:
     """Compile the network for NumPy arrays.
 
     Parameters
@@ -516,7 +536,7 @@ def compile_network(layers, batch, target=None, threads=None):
     weights = packed_weights(layers, vector_lanes(target))
     args = [X_shared, *map(tvm.runtime.tensor, weights), Y_shared]
 
-    def network(images):
+    def network(images: np.ndarray) -> np.ndarray:
         if getattr(images, 'dtype', None) != np.float32:
             raise TypeError('images: expected an array of float32, got '
                             f'{getattr(images, "dtype", type(images))}')

@@ -6,7 +6,8 @@ import atexit
 import functools
 import math
 import numbers
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,7 +21,9 @@ with needed_for('d2ltvm.training_operator'):
     import tvm
     import tvm_ffi
     from mxnet import autograd, nd
+    from tvm.ir import Expr
     from tvm.script.ir_builder import IRBuilder
+    from tvm.tirx import Buffer, PrimFunc, Var
     from tvm.tirx.script import builder as T
 
 __all__ = ['BatchNormFunction', 'BatchNormOperator', 'BatchNormProperty',
@@ -30,13 +33,13 @@ __all__ = ['BatchNormFunction', 'BatchNormOperator', 'BatchNormProperty',
 
 
 # chapters/training_operator.ipynb, cell fn-loops
-def _store(buffer, i, value):
+def _store(buffer: Buffer, i: Expr | int, value: Expr) -> None:
     """Write an assignment to one element into the program."""
     T.buffer_store(buffer, value, [i])
 
 
 # chapters/training_operator.ipynb, cell fn-loops
-def _local(length):
+def _local(length: int) -> Buffer:
     """Declare a small buffer that can live in registers."""
     return T.alloc_buffer((length,), 'float32', scope='local')
 
@@ -57,20 +60,22 @@ class Loops:
 
     unroll = 4  # vectors at once: a sum must not wait for the last addition
 
-    def __init__(self, dense, lanes, parallel=False):
+    def __init__(self, dense: bool, lanes: int,
+                 parallel: bool = False) -> None:
         self.dense, self.lanes = dense, lanes
-        self.n, self.c, h, w = (tvm.tirx.Var(x, 'int64') for x in 'nchw')
+        self.n, self.c, h, w = (Var(x, 'int64') for x in 'nchw')
         self.shape = (self.n, self.c) if dense else (self.n, self.c, h, w)
         self.size = 1 if dense else h * w
         self.outer = T.parallel if parallel else T.serial
 
-    def arguments(self, *scalars, **shapes):
+    def arguments(self, *scalars: str,
+                  **shapes: tuple[Expr | int, ...]) -> list[Buffer | Var]:
         """Declare arguments; returns buffers, flat, then the scalars.
 
         Four bytes are all the alignment the program relies on.
         """
         handles = [T.arg(name, T.handle()) for name in shapes]
-        scalars = [T.arg(name, T.float32()) for name in scalars]
+        values = [T.arg(name, T.float32()) for name in scalars]
         buffers = [IRBuilder.name(name, T.match_buffer(
             handle, shape, 'float32', align=4))
             for handle, (name, shape) in zip(handles, shapes.items(),
@@ -78,9 +83,9 @@ class Loops:
         return [T.decl_buffer((math.prod(shape),), 'float32', align=4,
                               data=buffer.data)
                 for buffer, shape in zip(buffers, shapes.values(),
-                                         strict=True)] + scalars
+                                         strict=True)] + values
 
-    def channels(self):
+    def channels(self) -> Iterator[tuple[Expr, int]]:
         """Loop over blocks of channels: yields first channel and width."""
         done = 0  # dense channels are lanes: 4 vectors, then 1, then 1 lane
         for width in ((self.unroll * self.lanes, self.lanes, 1) if self.dense
@@ -90,7 +95,8 @@ class Loops:
                 yield done + block * width, width
             done = done + blocks * width
 
-    def values(self, begin, examples, first, width):
+    def values(self, begin: Expr | int, examples: Expr, first: Expr,
+               width: int) -> Iterator[tuple[Expr, Expr, Expr | int]]:
         """Loop over the values of a block in some examples.
 
         Yields position, lane of a sum, and channel within the block.
@@ -114,7 +120,7 @@ class Loops:
             with T.serial(0, self.size % lanes) as v:
                 yield start + self.size // lanes * lanes + v, v, 0
 
-    def sums(self, width):
+    def sums(self, width: int) -> Buffer:
         """A buffer with one sum per lane, set to zero."""
         length = width if self.dense else self.unroll * self.lanes
         buffer = _local(length)
@@ -122,7 +128,7 @@ class Loops:
             _store(buffer, v, T.float32(0))
         return buffer
 
-    def totals(self, sums, width):
+    def totals(self, sums: Buffer, width: int) -> Buffer:
         """One total per channel of the block, in a buffer."""
         if self.dense:
             return sums  # a lane is a channel
@@ -140,7 +146,8 @@ PART = 2 ** 13  # values of a channel that are summed at a time
 
 
 # chapters/training_operator.ipynb, cell fn-forward-program
-def _statistics(loops, X, first, width):
+def _statistics(loops: Loops, X: Buffer, first: Expr,
+                width: int) -> tuple[Buffer, Buffer, Buffer]:
     """Write (eq-pivot) for each part, and merge: pivot, rest, variance."""
     part = T.max(1, PART // loops.size)  # examples
     few = (T.min(part, loops.n) + 7) // 8
@@ -180,7 +187,7 @@ def _statistics(loops, X, first, width):
 
 
 # chapters/training_operator.ipynb, cell fn-forward-program
-def forward_program(loops, relu):
+def forward_program(loops: Loops, relu: bool) -> PrimFunc:
     """The forward kernel: equation (eq-batch-norm), batch statistics.
 
     Parameters
@@ -228,7 +235,7 @@ def forward_program(loops, relu):
 
 
 # chapters/training_operator.ipynb, cell fn-backward-program
-def backward_program(loops, relu):
+def backward_program(loops: Loops, relu: bool) -> PrimFunc:
     """The backward kernel: (eq-grad-gamma-beta) and (eq-grad-x).
 
     Parameters
@@ -284,13 +291,14 @@ def backward_program(loops, relu):
 class Kernels(NamedTuple):
     """Compiled functions: see `forward_program`, `backward_program`."""
 
-    forward: Any
-    backward: Any
+    forward: Callable[..., None]
+    backward: Callable[..., None]
 
 
 # chapters/training_operator.ipynb, cell fn-compile
 @functools.cache
-def compile_kernels(dense, relu=False, parallel=False):
+def compile_kernels(dense: bool, relu: bool = False,
+                    parallel: bool = False) -> Kernels:
     """Compile the pair of kernels for this machine, for any size.
 
     Parameters
@@ -318,7 +326,8 @@ def compile_kernels(dense, relu=False, parallel=False):
 
 
 # chapters/training_operator.ipynb, cell fn-checks
-def _check(name, array, shape=None):
+def _check(name: str, array: np.ndarray,
+           shape: tuple[int, ...] | None = None) -> None:
     """Refuse what is no float32 array that TVM can share."""
     if type(array) is not np.ndarray:  # a masked array is one, too
         raise TypeError(f'{name}: expected a NumPy array, got '
@@ -332,7 +341,8 @@ def _check(name, array, shape=None):
 
 
 # chapters/training_operator.ipynb, cell fn-checks
-def _check_shape(name, got, shape):
+def _check_shape(name: str, got: tuple[int, ...],
+                 shape: tuple[int, ...] | None) -> None:
     """Refuse another shape; None stands for any batch."""
     if shape is None and (len(got) not in (2, 4) or 0 in got):
         raise ValueError(f'{name}: expected a non-empty array of shape (N, F)'
@@ -342,7 +352,7 @@ def _check_shape(name, got, shape):
 
 
 # chapters/training_operator.ipynb, cell fn-checks
-def _check_number(name, value, low, high):
+def _check_number(name: str, value: float, low: float, high: float) -> None:
     """Refuse what is no number from `low` up to, not including, `high`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f'{name}: expected a number, got '
@@ -353,7 +363,7 @@ def _check_number(name, value, low, high):
 
 
 # chapters/training_operator.ipynb, cell fn-checks
-def _check_numbers(momentum, eps):
+def _check_numbers(momentum: float, eps: float) -> None:
     """Refuse a momentum or an eps that is out of range."""
     _check_number('momentum', momentum, 0, 1)
     limits = np.finfo('float32')  # a smaller eps would round to 0
@@ -361,8 +371,10 @@ def _check_numbers(momentum, eps):
 
 
 # chapters/training_operator.ipynb, cell fn-arrays
-def train_forward(X, gamma, beta, moving_mean, moving_var, momentum=0.9,
-                  eps=1e-5, relu=False, parallel=False):
+def train_forward(X: np.ndarray, gamma: np.ndarray, beta: np.ndarray,
+                  moving_mean: np.ndarray, moving_var: np.ndarray,
+                  momentum: float = 0.9, eps: float = 1e-5, relu: bool = False,
+                  parallel: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Batch normalization by batch statistics, compiled.
 
     Parameters
@@ -408,7 +420,9 @@ def train_forward(X, gamma, beta, moving_mean, moving_var, momentum=0.9,
 
 
 # chapters/training_operator.ipynb, cell fn-arrays
-def train_backward(dY, X, saved, relu=False, parallel=False):
+def train_backward(dY: np.ndarray, X: np.ndarray, saved: np.ndarray,
+                   relu: bool = False, parallel: bool = False
+                   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of the loss by `X`, gamma and beta, compiled.
 
     Parameters
@@ -443,7 +457,8 @@ def train_backward(dY, X, saved, relu=False, parallel=False):
 
 
 # chapters/training_operator.ipynb, cell fn-function
-def _check_nd(name, array, shape=None):
+def _check_nd(name: str, array: nd.NDArray,
+              shape: tuple[int, ...] | None = None) -> None:
     """Refuse what is no dense float32 array of MXNet on the CPU."""
     if type(array) is not nd.NDArray:
         raise TypeError(f'{name}: expected a dense mxnet.nd.NDArray, got '
@@ -458,7 +473,7 @@ def _check_nd(name, array, shape=None):
 
 
 # chapters/training_operator.ipynb, cell fn-function
-def _share(array):
+def _share(array: nd.NDArray) -> tvm.runtime.Tensor:
     """The memory of an MXNet array as a TVM tensor; waits for its data.
 
     Kernels also write through it, into arrays that nobody else uses now.
@@ -478,7 +493,8 @@ class BatchNormFunction(autograd.Function):
         As in `train_forward`.
     """
 
-    def __init__(self, moving_mean, moving_var, momentum, eps, relu=False):
+    def __init__(self, moving_mean: np.ndarray, moving_var: np.ndarray,
+                 momentum: float, eps: float, relu: bool = False) -> None:
         super().__init__()
         atexit.unregister(nd.waitall)  # once is enough
         atexit.register(nd.waitall)
@@ -486,7 +502,8 @@ class BatchNormFunction(autograd.Function):
         self.moving, self.numbers = (moving_mean, moving_var), (momentum, eps)
         self.relu = relu
 
-    def forward(self, gamma, beta, X):
+    def forward(self, gamma: nd.NDArray, beta: nd.NDArray,
+                X: nd.NDArray) -> nd.NDArray:
         """Arguments and result are NDArrays; see `train_forward`."""
         _check_nd('X', X)
         channels = X.shape[1:2]
@@ -502,7 +519,8 @@ class BatchNormFunction(autograd.Function):
         self.kernel, self.kept = kernels.backward, (shared, saved)
         return Y
 
-    def backward(self, dY):
+    def backward(self, dY: nd.NDArray
+                 ) -> tuple[nd.NDArray, nd.NDArray, nd.NDArray]:
         """Gradients in the order of the inputs of `forward`."""
         dX, C = nd.empty(dY.shape), dY.shape[1]
         dgamma, dbeta = nd.empty(C), nd.empty(C)
@@ -514,19 +532,24 @@ class BatchNormFunction(autograd.Function):
 class BatchNormOperator(mx.operator.CustomOp):
     """The kernels as an operator of MXNet; called by its engine."""
 
-    def __init__(self, momentum, eps, relu, dense):
+    def __init__(self, momentum: float, eps: float, relu: bool,
+                 dense: bool) -> None:
         super().__init__()
         self.numbers = momentum, eps
         self.kernels = compile_kernels(dense, relu)
 
-    def forward(self, is_train, req, in_data, out_data, aux):
+    def forward(self, is_train: int, req: list[str],
+                in_data: list[nd.NDArray], out_data: list[nd.NDArray],
+                aux: list[nd.NDArray]) -> None:
         """From X, gamma, beta to Y; changes the moving statistics."""
         X, gamma, beta, Y, *moving = map(_share, (*in_data, *out_data, *aux))
         self.saved = np.empty((5, X.shape[1]), 'float32')
         self.kernels.forward(X, gamma, beta, Y, *moving, self.saved,
                              *self.numbers)
 
-    def backward(self, req, out_grad, in_data, out_data, in_grad, aux):
+    def backward(self, req: list[str], out_grad: list[nd.NDArray],
+                 in_data: list[nd.NDArray], out_data: list[nd.NDArray],
+                 in_grad: list[nd.NDArray], aux: list[nd.NDArray]) -> None:
         """Gradients by X, gamma, beta: written, added, or not wanted."""
         written = [a if r in ('write', 'inplace') else nd.empty(a.shape)
                    for a, r in zip(in_grad, req, strict=True)]
@@ -541,38 +564,41 @@ class BatchNormOperator(mx.operator.CustomOp):
 class BatchNormProperty(mx.operator.CustomOpProp):
     """What MXNet asks about the operator; its options are strings."""
 
-    def __init__(self, momentum, eps, relu):
+    def __init__(self, momentum: str, eps: str, relu: str) -> None:
         super().__init__(need_top_grad=True)
         self.options = float(momentum), float(eps), relu == 'True'
 
-    def list_arguments(self):
+    def list_arguments(self) -> list[str]:
         """Names of the inputs."""
         return ['X', 'gamma', 'beta']
 
-    def list_outputs(self):
+    def list_outputs(self) -> list[str]:
         """Name of the output."""
         return ['Y']
 
-    def list_auxiliary_states(self):
+    def list_auxiliary_states(self) -> list[str]:
         """Names of the arrays that forward changes."""
         return ['moving_mean', 'moving_var']
 
-    def infer_shape(self, in_shape):
+    def infer_shape(self, in_shape: list) -> tuple[list, list, list]:
         """Shapes of inputs, outputs, auxiliary states."""
         return in_shape, in_shape[:1], in_shape[1:]
 
-    def declare_backward_dependency(self, out_grad, in_data, out_data):
+    def declare_backward_dependency(
+            self, out_grad: list[int], in_data: list[int],
+            out_data: list[int]) -> list[int]:
         """What backward reads: dY and X, no parameter."""
         return [out_grad[0], in_data[0]]
 
-    def create_operator(self, ctx, shapes, dtypes):
+    def create_operator(self, ctx: mx.Context, shapes: list,
+                        dtypes: list) -> BatchNormOperator:
         """One object for each use: it keeps `saved`."""
         return BatchNormOperator(*self.options, len(shapes[0]) == 2)
 
 
 # chapters/training_operator.ipynb, cell fn-operator
 @functools.cache
-def register_operator():
+def register_operator() -> str:
     """Make the operator known to MXNet; returns its name."""
     mx.operator.register('d2ltvm_compiled_batch_norm')(BatchNormProperty)
     atexit.register(nd.waitall)  # see `BatchNormFunction`
@@ -603,12 +629,15 @@ class CompiledBatchNorm:
         If `momentum` or `eps` is no number in range.
     """
 
-    def __init__(self, momentum=0.9, eps=1e-5, relu=False):
+    def __init__(self, momentum: float = 0.9, eps: float = 1e-5,
+                 relu: bool = False) -> None:
         _check_numbers(momentum, eps)
         self.momentum, self.eps = float(momentum), float(eps)
-        self.relu, self.moving = bool(relu), {}
+        self.relu = bool(relu)
+        self.moving: dict[str, tuple[nd.NDArray, nd.NDArray]] = {}
 
-    def _check(self, X, gamma, beta, scope_name):
+    def _check(self, X: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
+               scope_name: str) -> None:
         _check_nd('X', X)
         _check_nd('gamma', gamma, X.shape[1:2])
         _check_nd('beta', beta, X.shape[1:2])
@@ -617,7 +646,8 @@ class CompiledBatchNorm:
             raise ValueError(f'scope_name: {scope_name!r} has {known} '
                              f'channels, X has shape {X.shape}')
 
-    def __call__(self, X, gamma, beta, scope_name=''):
+    def __call__(self, X: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
+                 scope_name: str = '') -> nd.NDArray:
         """Normalize by the batch, in training; updates `moving`.
 
         Parameters
@@ -650,7 +680,8 @@ class CompiledBatchNorm:
                          op_type=register_operator(), momentum=momentum,
                          eps=self.eps, relu=self.relu)
 
-    def infer(self, X, gamma, beta, scope_name=''):
+    def infer(self, X: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
+              scope_name: str = '') -> nd.NDArray:
         """Normalize by the moving statistics, which stay as they are.
 
         Arguments and result are those of a call; RuntimeError if the layer

@@ -85,7 +85,7 @@ def bn_error(Y: np.ndarray, X: np.ndarray, mean: np.ndarray, var: np.ndarray,
 
 
 # chapters/tvm_inference.ipynb, cell fn-checks
-def _check_sizes(c, n):
+def _check_sizes(c: int, n: int) -> None:
     """Refuse sizes that are not positive integers, or too large."""
     for name, value in (('c', c), ('n', n)):
         if (isinstance(value, bool)
@@ -100,7 +100,7 @@ def _check_sizes(c, n):
 
 
 # chapters/tvm_inference.ipynb, cell fn-checks
-def _check_eps(eps):
+def _check_eps(eps: float) -> None:
     """Refuse what is not a positive number in float32."""
     if isinstance(eps, bool) or not isinstance(eps, numbers.Real):
         raise TypeError(f'eps must be a real number, got {eps!r}')
@@ -192,7 +192,8 @@ def get_bn_data(c: int, n: int,
 
 
 # chapters/tvm_inference.ipynb, cell fn-check-arrays
-def _check_array(name, array, kind, shape):
+def _check_array(name: str, array: Any, kind: type[Any],
+                 shape: tuple[int | None, ...]) -> None:
     """Refuse what is no float32 `kind` of this shape (None: any length)."""
     if not isinstance(array, kind) or isinstance(array, np.ma.MaskedArray):
         raise TypeError(f'{name} must be of type {kind.__name__}, got '
@@ -208,7 +209,7 @@ def _check_array(name, array, kind, shape):
 
 
 # chapters/tvm_inference.ipynb, cell fn-check-arrays
-def _check_params(kind, c, **params):
+def _check_params(kind: type, c: int, **params: Any) -> None:
     """Refuse arrays that are not one number per channel, and var < 0."""
     for name, array in params.items():
         _check_array(name, array, kind, (c, 1, 1))
