@@ -444,8 +444,8 @@ def train_step(X: nd.NDArray, labels: nd.NDArray,
 
 # chapters/from_scratch.ipynb, cell fn-step
 def median_times(functions: Mapping[str, Callable[[], object]],
-                 rounds: int = 7,
-                 repeats: int = 5) -> dict[str, tuple[float, ...]]:
+                 rounds: int = 7, repeats: int = 5,
+                 warm: float = 0.05) -> dict[str, tuple[float, ...]]:
     """Time functions side by side, in rounds that alternate.
 
     Parameters
@@ -454,6 +454,9 @@ def median_times(functions: Mapping[str, Callable[[], object]],
         Called without arguments; each must wait for its own result.
     rounds, repeats : int
         Each round calls every function `repeats` times in turn.
+    warm : float
+        Seconds of calls in front of them that do not count: threads that
+        wake up share a core for some milliseconds.
 
     Returns
     -------
@@ -465,6 +468,9 @@ def median_times(functions: Mapping[str, Callable[[], object]],
         function()  # the first call allocates and compiles
     for _ in range(rounds):
         for name, function in functions.items():
+            end = time.perf_counter() + warm
+            while time.perf_counter() < end:
+                function()
             for _ in range(repeats):
                 start = time.perf_counter()
                 function()

@@ -162,6 +162,7 @@ figure.explorer figcaption { color: inherit; text-align: left;
   color: inherit; min-height: 1.75rem; background: none;
   border: 1px solid var(--grey); border-radius: .3rem;
   padding: 0 .7rem; }
+.explorer .still { display: none; }
 .explorer [role=status] { margin: .5rem 0 0; }
 .explorer [data-number], .explorer [data-of] { font-weight: 600;
   font-variant-numeric: tabular-nums; }
@@ -211,9 +212,10 @@ class Slider(NamedTuple):
 
     def refuses(self, value: object) -> str | None:
         """What was expected instead of `value`, or None."""
-        if (not isinstance(value, int | float)
-                or not self.low <= value <= self.high):
-            return f'a number from {self.low} to {self.high}'
+        kind, name = ((int, 'a whole number') if isinstance(self.step, int)
+                      else (int | float, 'a number'))
+        if not isinstance(value, kind) or not self.low <= value <= self.high:
+            return f'{name} from {self.low} to {self.high}'
         return None
 
     def html(self, name: str, value: float) -> str:
@@ -385,6 +387,8 @@ class Explorer:
             f'<style>{_STYLE}</style>'
             f'<figcaption><strong>{self.title}.</strong> {self.caption}'
             '</figcaption><div class="sides">'
+            f'<p class="still">{html.escape(self.alt)} Run the cell to draw '
+            'it.</p>'
             f'<svg viewBox="0 0 {width} {height}" role="img" '
             f'aria-label="{html.escape(self.alt)}">'
             f'{self._filled(self.drawing, state, "tspan")}</svg>'
@@ -531,7 +535,7 @@ class MovingStatistics(Explorer):
         (0, 200, 36, 384), (-4, 10, 212, 22), {
             'dots': ('dots', 'small'), 'truth': ('line', 'red dash'),
             'path': ('line', 'blue'), 'gap': ('boxes', 'fill')},
-        ({n: str(n) * (n > 0) for n in range(0, 201, 50)},
+        ({n: str(n) for n in range(0, 201, 50)},
          {y: str(y).replace('-', '−') for y in range(-4, 11, 2)}),
         ('number of the batch', 'mean'))
     says = ('After {batches:0} batches the moving mean is {moving:2}, the '

@@ -383,8 +383,10 @@ def test_alternating_times():
     calls = []
     times = fs.median_times({'a': lambda: calls.append('a'),
                              'b': lambda: calls.append('b')},
-                            rounds=2, repeats=2)
+                            rounds=2, repeats=2, warm=0)
     assert ''.join(calls) == 'ab' + 'aabb' * 2
+    fs.median_times({'a': lambda: calls.append('a')}, 1, 1, warm=1e-3)
+    assert len(calls) > 2 + 8 + 2
     assert all(0 <= low <= median <= high
                for low, median, high in times.values())
 

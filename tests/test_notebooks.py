@@ -114,6 +114,12 @@ def test_stored_training_is_the_full_one():
     assert tested[0] >= 0.985 and tested[9] >= 0.993  # with batch norm
 
 
+def test_stored_digits_are_the_real_ones():
+    load, = (cell for cell in code_cells(NOTEBOOKS['mnist'])
+             if cell.id == 'load')
+    assert load.outputs[0].text.startswith('MNIST, from')
+
+
 def test_stored_lenet_is_the_full_one():
     """Ten epochs; both normalized networks pass 0.98, the plain one not."""
     table, = (''.join(output.get('text', '') for output in cell.outputs)
