@@ -1,4 +1,6 @@
 """What the book adds to its theme: it is whole without any other host."""
+import re
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import copytree, ignore_patterns
@@ -16,6 +18,19 @@ def copy_mathjax(app, error):
                       'static/mathjax'),
                  Path(app.outdir, '_static/mathjax'), ignore=MATHJAX,
                  dirs_exist_ok=True)
+
+
+def draw_explorers(app, docname, source):
+    """A line `<!-- explorer NAME -->` of a page becomes that figure."""
+    def figure(match):
+        interactive = import_module('d2ltvm.interactive')
+        app.env.note_dependency(interactive.__file__)
+        figure = getattr(interactive, match[1])()
+        return f'```{{raw}} html\n{figure._repr_html_()}\n```'
+
+    if app.env.doc2path(docname).endswith('.md'):
+        source[0] = re.sub(r'^<!-- explorer (\w+) -->$', figure, source[0],
+                           flags=re.MULTILINE)
 
 
 def drop_remote_scripts(app, pagename, templatename, context, doctree):
@@ -46,6 +61,7 @@ def launch_buttons(app, config):
 def setup(app):
     app.add_config_value('public_repository', '', 'html')
     app.connect('config-inited', launch_buttons)
+    app.connect('source-read', draw_explorers)
     app.connect('html-page-context', drop_remote_scripts, priority=900)
     app.connect('html-page-context', repair_roles)
     app.connect('build-finished', copy_mathjax)

@@ -62,7 +62,8 @@ def test_page(visit, page, theme):
         tab.set_viewport_size({'width': width, 'height': 900})
         assert tab.evaluate('document.documentElement.scrollWidth') <= width
         name = f'{page.replace("/", "-")[:-5]}-{theme}-{width}.png'
-        tab.screenshot(path=SCREENSHOTS / name, full_page=True)
+        tab.screenshot(path=SCREENSHOTS / name, full_page=True,
+                       animations='disabled')  # of the resize
     tab.evaluate(PRUNE)
     for width in (390, 1280) if theme == 'light' else (1280,):
         tab.set_viewport_size({'width': width, 'height': 900})
