@@ -1,7 +1,9 @@
 """What several test files share."""
 import mxnet as mx
+import pdf
 import pytest
 from hypothesis import HealthCheck, settings
+from playwright.sync_api import sync_playwright
 
 # The same examples on every run; a slow machine is no failure
 settings.register_profile(
@@ -17,3 +19,18 @@ def semantics(request):
         mx.npx.set_np()
     yield request.param
     mx.npx.reset_np()
+
+
+@pytest.fixture(scope='module')  # asyncio is blocked as long as it runs
+def chromium():
+    """A browser without a window, the one of this machine."""
+    path = pdf.chromium()
+    if path is None:
+        pytest.skip('no browser: install Chromium (Debian: apt install '
+                    'chromium)')
+    with sync_playwright() as playwright:
+        # The pages are our own; a container has no user for the sandbox
+        browser = playwright.chromium.launch(executable_path=path,
+                                             args=['--no-sandbox'])
+        yield browser
+        browser.close()

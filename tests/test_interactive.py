@@ -1,7 +1,6 @@
 """Figures with sliders: Python against the book, browser against Python."""
 import json
 import math
-import shutil
 from decimal import ROUND_FLOOR, Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -238,27 +237,13 @@ SET = '''(figure, settings) => {
 }'''
 
 
-@pytest.fixture(scope='module')
-def browser():
-    playwright = pytest.importorskip('playwright.sync_api')
-    found = filter(None, map(shutil.which, (
-        'chromium', 'chromium-browser', 'google-chrome')))
-    if not (chromium := next(found, None)):
-        pytest.skip('no Chromium is installed')
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=chromium,
-                                          args=['--no-sandbox'])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def show(browser):
+def show(chromium):
     """Open figures on a page of their own; complaints fail the test."""
     contexts, complaints = [], []
 
     def open_page(*explorers, **options):
-        context = browser.new_context(**options)
+        context = chromium.new_context(**options)
         contexts.append(context)
         page = context.new_page()
         page.on('pageerror', lambda error: complaints.append(str(error)))

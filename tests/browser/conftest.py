@@ -1,6 +1,5 @@
-"""The rendered book behind a server, and one browser to look at it."""
+"""The rendered book behind a server, and how a reader visits it."""
 import re
-import shutil
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -28,22 +27,6 @@ def book():
     yield f'http://127.0.0.1:{server.server_port}/'
     server.shutdown()
     server.server_close()
-
-
-@pytest.fixture(scope='session')
-def chromium():
-    sync_api = pytest.importorskip('playwright.sync_api')
-    path = next(filter(None, map(shutil.which, (
-        'chromium', 'chromium-browser', 'google-chrome'))), None)
-    if path is None:
-        pytest.skip('no browser: install Chromium (Debian: apt install '
-                    'chromium)')
-    with sync_api.sync_playwright() as playwright:
-        # The pages are our own; a container has no user for the sandbox
-        browser = playwright.chromium.launch(executable_path=path,
-                                             args=['--no-sandbox'])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
