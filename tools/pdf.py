@@ -9,9 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pikepdf
 from playwright.sync_api import sync_playwright
-from pypdf import PdfWriter
-from pypdf.generic import NameObject, TextStringObject
 
 ROOT = Path(__file__).resolve().parent.parent
 PAPER = ROOT / '_build/paper'
@@ -40,6 +39,8 @@ def print_page(source, target, browser):
           document.querySelectorAll("details").forEach(d => d.open = true);
           document.querySelectorAll(".toggle-hidden").forEach(
             e => e.classList.remove("toggle-hidden"));
+          document.querySelectorAll(".cell_input, .cell_output pre").forEach(
+            e => e.classList.toggle("long", e.offsetHeight > 400));
           // The pages of the book number their references alike
           for (const item of document.querySelectorAll(".citation[id]")) {
             for (const link of document.querySelectorAll(
@@ -61,21 +62,24 @@ def print_page(source, target, browser):
 
 
 def name_outline(path, titles):
-    """Chromium garbles headings that wrap or move on: name them anew."""
+    """Chromium garbles headings that wrap or move on: name them anew.
+
+    It also writes every small object on its own: packed, a third is left.
+    """
     bare = {re.sub(r'\W', '', title): title for title in titles}
     bare |= {short * 2: title for short, title in bare.items()}
-    pdf = PdfWriter(clone_from=path)
-    for entry in below(pdf.root_object['/Outlines']):
-        title = entry['/Title']
-        entry[NameObject('/Title')] = TextStringObject(
-            bare.get(re.sub(r'\W', '', title), title))
-    pdf.write(path)
+    with pikepdf.open(path, allow_overwriting_input=True) as pdf:
+        for entry in below(pdf.Root.Outlines):
+            title = str(entry.Title)
+            entry.Title = bare.get(re.sub(r'\W', '', title), title)
+        pdf.save(path,
+                 object_stream_mode=pikepdf.ObjectStreamMode.generate)
 
 
 def below(entry):
     child = entry.get('/First')
-    while child:
-        yield child.get_object()
+    while child is not None:
+        yield child
         yield from below(child)
         child = child.get('/Next')
 
