@@ -96,29 +96,31 @@ class Loops:
             done = done + blocks * width
 
     def values(self, begin: Expr | int, examples: Expr, first: Expr,
-               width: int) -> Iterator[tuple[Expr, Expr, Expr | int]]:
+               width: int, low: Expr | int = 0, high: Expr | int | None = None
+               ) -> Iterator[tuple[Expr, Expr, Expr | int]]:
         """Loop over the values of a block in some examples.
 
-        Yields position, lane of a sum, and channel within the block.
+        Of an image those from `low` to `high`, by default all. Yields
+        position, lane of a sum, and channel within the block.
         """
         lanes, wide = self.lanes, self.unroll * self.lanes
+        size = (self.size if high is None else high) - low
         with T.serial(0, examples) as i:
-            start = ((begin + i) * self.c + first) * self.size
+            start = ((begin + i) * self.c + first) * self.size + low
             if self.dense:
                 with T.vectorized(0, width) as v:
                     yield start + v, v, v
                 return
-            with T.serial(0, self.size // wide) as j:
+            with T.serial(0, size // wide) as j:
                 with T.unroll(0, self.unroll) as u:
                     with T.vectorized(0, lanes) as v:
                         yield (start + j * wide + u * lanes + v,
                                u * lanes + v, 0)
-            with T.serial(0, self.size % wide // lanes) as j:
+            with T.serial(0, size % wide // lanes) as j:
                 with T.vectorized(0, lanes) as v:
-                    yield (start + self.size // wide * wide + j * lanes + v,
-                           v, 0)
-            with T.serial(0, self.size % lanes) as v:
-                yield start + self.size // lanes * lanes + v, v, 0
+                    yield start + size // wide * wide + j * lanes + v, v, 0
+            with T.serial(0, size % lanes) as v:
+                yield start + size // lanes * lanes + v, v, 0
 
     def sums(self, width: int) -> Buffer:
         """A buffer with one sum per lane, set to zero."""
@@ -149,26 +151,28 @@ PART = 2 ** 13  # values of a channel that are summed at a time
 def _statistics(loops: Loops, X: Buffer, first: Expr,
                 width: int) -> tuple[Buffer, Buffer, Buffer]:
     """Write (eq-pivot) for each part, and merge: pivot, rest, variance."""
-    part = T.max(1, PART // loops.size)  # examples
+    size, part = loops.size, T.max(1, PART // loops.size)  # examples
+    pieces, length = (size + PART - 1) // PART, T.min(size, PART)  # of one
     few = (T.min(part, loops.n) + 7) // 8
     sums = loops.sums(width)
-    for p, lane, _ in loops.values(0, few, first, width):
+    for p, lane, _ in loops.values(0, few, first, width, 0, length):
         _store(sums, lane, sums[lane] + X[p])
     pivot, rest, M2 = loops.totals(sums, width), _local(width), _local(width)
     with T.vectorized(0, width) as q:
-        _store(pivot, q, pivot[q] / T.Cast('float32', few * loops.size))
+        _store(pivot, q, pivot[q] / T.Cast('float32', few * length))
         _store(rest, q, T.float32(0))
         _store(M2, q, T.float32(0))
-    with T.serial(0, (loops.n + part - 1) // part) as i:
-        some = T.min(part, loops.n - i * part)
+    with T.serial(0, (loops.n + part - 1) // part * pieces) as i:
+        begin, low = i // pieces * part, i % pieces * PART
+        some, high = T.min(part, loops.n - begin), T.min(size, low + PART)
         sums, squares = loops.sums(width), loops.sums(width)
-        for p, lane, q in loops.values(i * part, some, first, width):
+        for p, lane, q in loops.values(begin, some, first, width, low, high):
             d = X[p] - pivot[q]
             _store(sums, lane, sums[lane] + d)
             _store(squares, lane, squares[lane] + d * d)
         r, square = loops.totals(sums, width), loops.totals(squares, width)
-        before, m = (T.Cast('float32', n * loops.size)
-                     for n in (i * part, some))
+        before, m = (T.Cast('float32', count) for count in (
+            begin * size + low, some * (high - low)))
         with T.vectorized(0, width) as q:
             _store(r, q, r[q] / m)
             exact = square[q] - m * r[q] * r[q]  # rounding may make it < 0
@@ -379,7 +383,8 @@ def train_forward(X: np.ndarray, gamma: np.ndarray, beta: np.ndarray,
 
     Parameters
     ----------
-    X : ndarray, shape (N, F) or (N, C, H, W), float32, contiguous
+    X : ndarray, shape (N, F) or (N, C, H, W), float32
+        Contiguous, aligned and writeable.
         Activations. With one value per channel, `Y` is `beta`.
     gamma, beta : ndarray, shape (F,) or (C,), float32
     moving_mean, moving_var : ndarray, shape (F,) or (C,), float32
@@ -427,7 +432,8 @@ def train_backward(dY: np.ndarray, X: np.ndarray, saved: np.ndarray,
 
     Parameters
     ----------
-    dY : ndarray, shape of `X`, float32, contiguous
+    dY : ndarray, shape of `X`, float32
+        Contiguous, aligned and writeable.
         Gradient of the loss by the output.
     X, saved : ndarray
         Given to, and returned by `train_forward`.

@@ -128,8 +128,9 @@ def test_any_number_of_lanes(shape, seed, lanes):
 
 
 @pytest.mark.parametrize('shape', [(40, 1, 224, 224), (70000, 3), (3, 70000),
+                                   (1, 1, 3000, 3001), (2, 3, 96, 97),
                                    (257, 5, 7, 7)])
-@pytest.mark.parametrize('offset', [0, 1000])
+@pytest.mark.parametrize('offset', [0, 1000, 10000])
 def test_long_sums(shape, offset):
     arrays = draw(shape, 0, offset)
     judge(run(*arrays), *arrays)
