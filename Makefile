@@ -15,7 +15,7 @@ endif
 .DELETE_ON_ERROR:
 
 book: package
-	.venv/bin/jupyter-book build . -W -n --keep-going
+	.venv/bin/jupyter-book build . --all -W -n --keep-going
 	@echo "Open file://$(CURDIR)/_build/html/index.html"
 
 live: book

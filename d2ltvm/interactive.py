@@ -136,6 +136,8 @@ body[data-jp-theme-light=false] figure.explorer { --blue: #56b4e9;
   --ink: #e6e8eb; }
 html[data-theme=dark] .bd-content div.cell_output
   .text_html:has(figure.explorer) { background: none; padding: 0; }
+.bd-content div.cell_output .text_html:has(figure.explorer) {
+  overflow: visible; }
 figure.explorer figcaption { color: inherit; text-align: left;
   margin: 0 0 .5rem; }
 .explorer .sides { display: flex; flex-wrap: wrap; gap: .5rem 1.2rem; }
@@ -210,13 +212,17 @@ class Slider(NamedTuple):
     digits: int = 0
     words: tuple[str, ...] = ()
 
-    def refuses(self, value: object) -> str | None:
-        """What was expected instead of `value`, or None."""
-        kind, name = ((int, 'a whole number') if isinstance(self.step, int)
-                      else (int | float, 'a number'))
-        if not isinstance(value, kind) or not self.low <= value <= self.high:
-            return f'{name} from {self.low} to {self.high}'
-        return None
+    def read(self, name: str, value: Any) -> float:
+        """The value, if the slider can stand there; else ValueError."""
+        kinds = int | float | np.integer | np.floating
+        if isinstance(value, kinds) and not isinstance(value, bool):
+            steps = (value - self.low) / self.step
+            if (self.low <= value <= self.high
+                    and abs(steps - round(steps)) < 1e-6):
+                return type(self.step)(value)
+        raise ValueError(f'{name}: expected a number from {self.low} to '
+                         f'{self.high} in steps of {self.step}, got '
+                         f'{value!r}')
 
     def html(self, name: str, value: float) -> str:
         """The slider at `value`."""
@@ -242,11 +248,12 @@ class Choice(NamedTuple):
     first: str
     options: dict[str, str]
 
-    def refuses(self, value: object) -> str | None:
-        """What was expected instead of `value`, or None."""
-        if value not in self.options:
-            return f'one of {list(self.options)}'
-        return None
+    def read(self, name: str, value: Any) -> str:
+        """The value, if it is one of the options; else ValueError."""
+        if not isinstance(value, str) or value not in self.options:
+            raise ValueError(f'{name}: expected one of {list(self.options)}, '
+                             f'got {value!r}')
+        return value
 
     def html(self, name: str, value: str) -> str:
         """The choice at `value`."""
@@ -339,16 +346,13 @@ class Explorer:
     data: Any = None
 
     def __init__(self, **settings: float | str) -> None:
-        for name, value in settings.items():
+        for name in settings:
             if name not in self.controls:
                 raise TypeError(f'{name}: expected one of '
                                 f'{list(self.controls)}')
-            if expected := self.controls[name].refuses(value):
-                raise ValueError(f'{name}: expected {expected}, got '
-                                 f'{value!r}')
         self.settings: dict[str, Any] = {
-            name: control.first for name, control
-            in self.controls.items()} | settings
+            name: control.read(name, settings.get(name, control.first))
+            for name, control in self.controls.items()}
 
     def state(self, settings: dict[str, Any], data: Any) -> dict[str, Any]:
         """Names -> numbers, texts, lists of points; as `script` does."""
@@ -416,8 +420,9 @@ class Transform(Explorer):
                'either side. Values beyond ±10 are drawn at the edge.')
     alt = ('Three number lines from −10 to 10: the values of a batch before, '
            'normalized, and after scale and shift. The first follows the '
-           'input wherever it goes; the second is centred at 0 with standard '
-           'deviation 1; the third is centred at beta with the size of '
+           'input wherever it goes; the second is centred at 0 and, as long '
+           'as the variance is far above epsilon, has standard deviation 1; '
+           'the third is centred at beta with the size of '
            'gamma. The form of the distribution is the same in all three.')
     controls = {
         'form': Choice('Distribution', 'bell', {
@@ -445,7 +450,8 @@ class Transform(Explorer):
     says = ('The distribution has mean {shift:1} and standard deviation '
             '{stretch:2}; this batch of {m:0} has {xMean:2} and {xStd:2}. '
             'The layer subtracts {xMean:2}, multiplies by '
-            '{factor:3} = 1/√(σ² + ε), then by γ, and adds β.')
+            '{factor:3} = 1/√(σ² + ε), which gives {hMean:2} and {hStd:2}. '
+            'With γ and β these become {yMean:2} and {yStd:2}.')
     script = '''(s, D, moments) => {
   const m = 2 ** s.m, x = [], form = {bell: z => z,
     skewed: z => (z * z - 1) / Math.SQRT2,
@@ -541,7 +547,7 @@ class MovingStatistics(Explorer):
     says = ('After {batches:0} batches the moving mean is {moving:2}, the '
             'true one {true:2}. Inference turns an input at the true mean '
             'into {error:2} instead of 0. The first value still weighs '
-            '{left:1} %, the last batch {share:1} %.')
+            '{left:1}&nbsp;%, the last batch {share:1}&nbsp;%.')
     script = '''(s, D) => {
   const least = 1 - s.momentum, start = s.rule === "factor" ? 1 : least;
   const truth = n => n > 100 ? 4 + s.jump : 4;
@@ -602,7 +608,7 @@ class Backward(Explorer):
            'at their mean. Below, two bars for each input, from a common '
            'zero line: the filled ones are the gradients, and those above '
            'the line balance those below it, whatever the inputs are; the '
-           'outlined ones, for constant statistics, do not.')
+           'outlined ones, for constant statistics, need not.')
     controls = {
         'loss': Choice('Gradient g of the outputs', 'mixed', {
             'mixed': 'mixed', 'first': 'only y₁ counts',
@@ -802,17 +808,18 @@ class Schedule(Explorer):
                'of it for one thread; the flat one is one operation per lane '
                'and cycle, on every thread. The large dot is the program you '
                'choose, at the roof: as fast as it can be in this model. '
-               'Small dots are the measured engines, with two operations and '
-               '8 bytes per element; the box is our operator, the dash '
-               'NumPy by the formula.')
+               'Small dots are other engines as measured, with two operations '
+               'and 8 bytes per element; the dash is NumPy by the formula, '
+               'the box our operator: above the roof where it beats the '
+               'copy.')
     alt = ('Rate of operations over operations per byte, both logarithmic. '
            'A roof rises with the bandwidth and turns flat at the peak of '
            'the arithmetic. The dot of the six stages lies far down the '
            'slope, at an eighth of an operation per byte; that of the fused '
            'program at a half, the folded one at a quarter. With many lanes '
-           'all lie on the slope; with one lane the flat roof holds the '
-           'fused ones down. The measured engines stand in a column below '
-           'the roof.')
+           'all lie on the slope; with one lane the flat roof holds '
+           'down the fused ones, and for most shapes the six stages too. The '
+           'other engines stand in a column below the roof.')
     controls = {
         'shape': Slider('shape', 2, 0, 5),
         'program': Choice('Program', 'folded', {
@@ -877,7 +884,8 @@ class Schedule(Explorer):
             for case in cases]
         names = tuple('×'.join(map(str, case['shape'])) for case in cases)
         self.controls = self.controls | {
-            'shape': Slider('shape', 2, 0, len(cases) - 1, words=names)}
+            'shape': Slider('shape', min(2, len(cases) - 1), 0,
+                            len(cases) - 1, words=names)}
         super().__init__(**settings)
         times = self.data[0]['times']
         self.table = (

@@ -109,9 +109,13 @@ def parse_idx(content: bytes, label: str | Path = 'content') -> np.ndarray:
 
     Raises
     ------
+    TypeError
+        If the content is not of type bytes.
     ValueError
         If the header is no IDX header or the length does not fit it.
     """
+    if not isinstance(content, bytes):
+        raise TypeError(f'{label}: need bytes, got {type(content).__name__}')
     rank = content[3] if content[:3] == b'\0\0\x08' and content[3:] else 0
     start = 4 + 4 * rank
     if rank == 0 or len(content) < start:
@@ -295,7 +299,8 @@ def fetch(name: str, digest: str, mirrors: Iterable[str],
                 f'{name} cannot be kept in the cache folder {folder}: {error}'
                 '; D2LTVM_DATA may name a folder with the files') from error
         reasons.append(f'{mirror}: {reason}')
-    raise kind(f'no mirror delivers {name}; ' + '; '.join(reasons))
+    raise kind(f'no mirror delivers {name}; '
+               + ('; '.join(reasons) or 'none was given'))
 
 
 # chapters/mnist.ipynb, cell fn-load-mnist

@@ -80,16 +80,18 @@ def test_settings_that_are_not_there_are_refused(make):
     name = next(name for name, control in make().controls.items()
                 if isinstance(control, Slider))
     high = make().controls[name].high
-    for wrong in (high + 1, 'x'):
-        with pytest.raises(ValueError, match=f'^{name}: expected a (whole )?'
-                                             'number from'):
+    for wrong in (high + 1, 'x', True, high - 1e-3):
+        with pytest.raises(ValueError, match=f'^{name}: expected a number '
+                                             'from .* in steps of'):
             make(**{name: wrong})
-    with pytest.raises(ValueError, match=r'^n: expected a whole number from'):
-        Axes(n=1.0)
+    whole = Axes(n=np.int64(3), c=2.0).settings
+    assert [type(whole[key]) for key in 'nc'] == [int, int]
     with pytest.raises(TypeError, match=r'^colour: expected one of'):
         make(colour=1)
     with pytest.raises(ValueError, match=r"^kind: expected one of .*'xs'"):
         Axes(kind='xs')
+    with pytest.raises(ValueError, match=r"^kind: expected one of .*'batch'"):
+        Axes(kind=['batch'])
 
 
 @each

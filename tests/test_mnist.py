@@ -165,6 +165,11 @@ def test_parse_idx_refuses(content, expected):
         mnist.parse_idx(content, 'digits.gz')
 
 
+def test_parse_idx_refuses_what_is_not_bytes():
+    with pytest.raises(TypeError, match=r'^content: need bytes, got str$'):
+        mnist.parse_idx('abc')
+
+
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=4), st.binary())
 def test_property_parse_idx(shape, noise):
     array = np.random.default_rng(len(noise)).integers(
