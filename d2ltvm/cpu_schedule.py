@@ -313,13 +313,16 @@ def _streaming_program(shape: tuple[int, ...], lanes: int, eps: float,
 
 
 # chapters/cpu_schedule.ipynb, cell fn-inference-kernel
-def cpu_target(target: Target | dict | str | None = None) -> Target:
+def cpu_target(target: Target | dict | str | None = None,
+               here: bool = False) -> Target:
     """A checked target for the processor.
 
     Parameters
     ----------
     target : tvm.target.Target, dict or str, optional
         Of kind llvm; `host_target()` by default.
+    here : bool
+        Whether the code is to run on this machine.
 
     Returns
     -------
@@ -328,8 +331,9 @@ def cpu_target(target: Target | dict | str | None = None) -> Target:
     Raises
     ------
     ValueError
-        If TVM refuses it, it is of another kind, or LLVM does not know
-        the processor that it names.
+        If TVM refuses it, it is of another kind, LLVM does not know the
+        machine or the processor that it names, or `here` is true and the
+        machine is of another architecture.
     """
     try:
         made = host_target() if target is None else Target(target)
@@ -337,11 +341,16 @@ def cpu_target(target: Target | dict | str | None = None) -> Target:
         raise ValueError(f'target: TVM refuses {target!r}') from error
     if made.kind.name != 'llvm':
         raise ValueError(f'target: expected kind llvm, got {made}')
-    cpu = made.attrs.get('mcpu')
-    triple = made.attrs.get('mtriple') or codegen.llvm_get_system_triple()
+    cpu, system = made.attrs.get('mcpu'), codegen.llvm_get_system_triple()
+    triple = made.attrs.get('mtriple') or system
+    if not codegen.llvm_is_valid_cpu('generic', triple):
+        raise ValueError(f'target: LLVM knows no machine {triple!r}')
     if cpu and not codegen.llvm_is_valid_cpu(cpu, triple):
         raise ValueError(f'target: LLVM knows no processor {cpu!r} and would '
                          'build for a generic one; see host_target')
+    if here and triple.split('-')[0] != system.split('-')[0]:
+        raise ValueError('target: expected the architecture of this machine, '
+                         f'as in {system!r}, got {triple!r}')
     return made
 
 
@@ -376,11 +385,11 @@ def inference_kernel(shape: tuple[int, ...],
     Raises
     ------
     ValueError
-        If an argument has another form, or LLVM does not know the
-        processor that the target names.
+        If an argument has another form, or `cpu_target` refuses the
+        target for this machine.
     """
     check_build(shape, dtype, eps)
-    target = cpu_target(target)
+    target = cpu_target(target, here=True)
     lanes = vector_lanes(target)
     N, C, H, W = map(int, shape)
     if (dtype == 'float32' and N * C >= 8 and H * W >= 1024

@@ -52,7 +52,7 @@ def cuda_target(arch: str | None = None) -> Target:
         gpu = tvm.cuda(0)
         arch = ('sm_' + gpu.compute_version.replace('.', '') if gpu.exist
                 else 'sm_90')
-    if not isinstance(arch, str) or not re.fullmatch(r'sm_\d+[af]?', arch):
+    if not isinstance(arch, str) or not re.fullmatch(r'sm_\d\d+[af]?', arch):
         raise ValueError(f"arch: expected a name like 'sm_90', got {arch!r}")
     return Target({'kind': 'cuda', 'arch': arch}, host={'kind': 'llvm'})
 
@@ -68,6 +68,14 @@ def _check_target(target: Target | None) -> Target:
         raise ValueError('target: expected a Target of kind cuda, got kind '
                          f'{target.kind.name}')
     return target
+
+
+# chapters/gpu_schedule.ipynb, cell fn-cuda-source
+def _check_mod(mod: tvm.IRModule | tvm.tirx.PrimFunc) -> None:
+    """Refuse what is no program, such as a schedule."""
+    if not isinstance(mod, tvm.IRModule | tvm.tirx.PrimFunc):
+        raise TypeError('mod: expected an IRModule or PrimFunc, got '
+                        f'{type(mod).__name__}')
 
 
 # chapters/gpu_schedule.ipynb, cell fn-cuda-source
@@ -89,11 +97,14 @@ def cuda_source(mod: tvm.IRModule | tvm.tirx.PrimFunc,
 
     Raises
     ------
+    TypeError
+        If `mod` is something else.
     ValueError
         If `target` is of another kind, or no loop is bound.
     RuntimeError
         If there is a driver but no compiler.
     """
+    _check_mod(mod)
     target = _check_target(target)
     with target:
         kernels = tvm.compile(mod, target=target).mod.imports
@@ -123,9 +134,12 @@ def serial_program(mod: tvm.IRModule | tvm.tirx.PrimFunc
 
     Raises
     ------
+    TypeError
+        If `mod` is something else.
     ValueError
         If no loop is bound, or threads share memory.
     """
+    _check_mod(mod)
     text, bound = re.subn(r'T\.thread_binding\((\d+), thread="[^"]*"\)',
                           r'range(\1)', mod.script())
     if not bound:
@@ -290,15 +304,16 @@ def cuda_kernel(shape: tuple[int, ...], target: Target | None = None,
 
 
 # chapters/gpu_schedule.ipynb, cell fn-compile-ptx
-def compile_ptx(source: str, target: Target) -> tuple[str | None, str]:
+def compile_ptx(source: str, target: Target | None = None
+                ) -> tuple[str | None, str]:
     """Compile CUDA source as far as PTX, if a compiler is present.
 
     Parameters
     ----------
     source : str
         Result of `cuda_source`.
-    target : tvm.target.Target
-        Of kind cuda.
+    target : tvm.target.Target, optional
+        Of kind cuda; `cuda_target()` by default.
 
     Returns
     -------
@@ -310,9 +325,12 @@ def compile_ptx(source: str, target: Target) -> tuple[str | None, str]:
 
     Raises
     ------
+    ValueError
+        If `target` is of another kind.
     RuntimeError
         If the compiler refuses the source.
     """
+    target = _check_target(target)
     compiler = 'nvcc' if shutil.which('nvcc') else None
     if compiler is None:
         try:

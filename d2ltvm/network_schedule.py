@@ -525,9 +525,11 @@ def compile_network(layers: _Layers, batch: int,
     Raises
     ------
     TypeError, ValueError
-        As `network_module`.
+        As `network_module`, or if the target is of another architecture
+        than this machine.
     """
-    batch, target, threads = _checked(layers, batch, target, threads)
+    batch, target, threads = _checked(
+        layers, batch, cpu_target(target, here=True), threads)
     sch = schedule_network(layers, batch, target, threads)
     run = tvm.compile(sch.mod, target=target)['main']
     X = _aligned((batch, 1, SIDE, SIDE))

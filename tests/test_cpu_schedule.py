@@ -289,10 +289,28 @@ def test_vector_lanes_needs_a_target(target):
 @pytest.mark.parametrize('target', [
     'abacus', {'kind': 'abacus'}, {}, 16, 'c', {'kind': 'cuda', 'arch': 'x'},
     {'kind': 'llvm', 'mcpu': 'native'}, {'kind': 'llvm', 'mcpu': 'abacus'},
-    {'kind': 'llvm', 'mcpu': 'znver4', 'mtriple': 'aarch64-linux-gnu'}])
+    {'kind': 'llvm', 'mcpu': 'znver4', 'mtriple': 'aarch64-linux-gnu'},
+    {'kind': 'llvm', 'mtriple': 'foo-bar'},
+    {'kind': 'llvm', 'mcpu': 'x86-64', 'mtriple': 'foo-bar'}])
 def test_bad_target(target):
-    with pytest.raises(ValueError, match=r'^target: '):
-        module.inference_kernel((1, 2, 3, 4), target)
+    for function in (module.cpu_target, lambda target:
+                     module.inference_kernel((1, 2, 3, 4), target)):
+        with pytest.raises(ValueError, match=r'^target: '):
+            function(target)
+
+
+def test_target_of_another_architecture():
+    host = codegen.llvm_get_system_triple().split('-')[0]
+    other = 'x86_64' if host == 'aarch64' else 'aarch64'
+    target = {'kind': 'llvm', 'mtriple': f'{other}-linux-gnu'}
+    for form in (target, Target(target)):
+        with pytest.raises(ValueError, match=r'^target: expected the archi'
+                           f'tecture of this machine.*got .{other}-linux'):
+            module.inference_kernel((1, 2, 3, 4), form)
+    assert module.cpu_target(target).attrs['mtriple'] == target['mtriple']
+    same = {'kind': 'llvm', 'mtriple': f'{host}-linux-gnu'}
+    assert module.cpu_target(same, here=True).attrs['mtriple'] == (
+        same['mtriple'])
 
 
 def test_target_in_three_forms():

@@ -192,7 +192,8 @@ def test_no_compiler(monkeypatch):
     monkeypatch.setattr(module.shutil, 'which', lambda name: None)
     monkeypatch.setitem(sys.modules, 'cuda.bindings', None)
     monkeypatch.setitem(sys.modules, 'cuda', None)
-    assert module.compile_ptx('', TARGET) == (None, '')
+    assert module.compile_ptx('', TARGET) == module.compile_ptx('') == (
+        None, '')
 
 
 def test_nvrtc_is_the_second_choice(monkeypatch):
@@ -265,7 +266,8 @@ def test_bad_launch(name, value):
         module.cuda_schedule((1, 3, 4, 4), **{name: value})
 
 
-@pytest.mark.parametrize('arch', ['H100', 'sm90', 'sm_', 90, '', 'sm_90x'])
+@pytest.mark.parametrize('arch', ['H100', 'sm90', 'sm_', 'sm_1', 90, '',
+                                  'sm_90x'])
 def test_bad_arch(arch):
     with pytest.raises(ValueError, match=r'^arch: expected'):
         module.cuda_target(arch)
@@ -278,6 +280,19 @@ def test_bad_target(target):
     sch = module.cuda_schedule((1, 3, 4, 4))
     with pytest.raises(ValueError, match='target: expected a Target of kind'):
         module.cuda_source(sch.mod, target)
+    with pytest.raises(ValueError, match='target: expected a Target of kind'):
+        module.compile_ptx('', target)
+
+
+@pytest.mark.parametrize('function', [module.cuda_source,
+                                      module.serial_program])
+@pytest.mark.parametrize('mod, name', [
+    (module.cuda_schedule((1, 3, 4, 4)), 'Schedule'), ('', 'str'),
+    (None, 'NoneType')])
+def test_bad_program(function, mod, name):
+    with pytest.raises(TypeError, match='mod: expected an IRModule or PrimFu'
+                       f'nc, got {name}'):
+        function(mod)
 
 
 def test_arch_of_the_gpu(monkeypatch):

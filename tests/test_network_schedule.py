@@ -342,12 +342,23 @@ def test_numbers_that_are_none(name, value):
 @pytest.mark.parametrize('target, words', [
     ('nonsense', 'TVM refuses'), ('cuda', 'expected kind llvm'),
     ({'kind': 'llvm', 'mcpu': 'native'}, "LLVM knows no processor 'native'"),
+    ({'kind': 'llvm', 'mtriple': 'foo-bar'}, "LLVM knows no machine 'foo"),
     (3, 'TVM refuses')])
 def test_targets_that_are_none(target, words):
     for function in (module.cpu_target,
                      lambda t: module.compile_network(draw_layers(), 1, t)):
         with pytest.raises(ValueError, match=f'target: {words}'):
             function(target)
+
+
+def test_another_architecture_only_for_a_module():
+    triple = tvm.target.codegen.llvm_get_system_triple()
+    triple = 'aarch64-linux-gnu' if triple.startswith('x86_64') else LINUX
+    target = {'kind': 'llvm', 'mtriple': triple}
+    module.network_module(draw_layers(), 1, target)
+    with pytest.raises(ValueError, match='target: expected the architecture '
+                       f'of this machine, as in .*, got {triple!r}'):
+        module.compile_network(draw_layers(), 1, target)
 
 
 def test_images_that_do_not_fit():
