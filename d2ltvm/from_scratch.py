@@ -10,7 +10,7 @@ import numpy as np
 
 from d2ltvm import needed_for
 from d2ltvm.mnist import Digits
-from d2ltvm.theory import merge_statistics
+from d2ltvm.theory import check_count, check_number, merge_statistics
 
 with needed_for('d2ltvm.from_scratch'):
     import mxnet as mx
@@ -19,8 +19,8 @@ with needed_for('d2ltvm.from_scratch'):
 
 __all__ = ['MovingStatistics', 'accuracy', 'apply_statistics', 'batch_norm',
            'batch_statistics', 'batches', 'channel_mean', 'check_arguments',
-           'choose_device', 'init_params', 'median_times', 'net', 'no_norm',
-           'pure_batch_norm', 'scale_shift', 'settle', 'sgd',
+           'check_images', 'choose_device', 'init_params', 'median_times',
+           'net', 'no_norm', 'pure_batch_norm', 'scale_shift', 'settle', 'sgd',
            'softmax_cross_entropy', 'train', 'train_step',
            'training_and_testing']
 
@@ -96,24 +96,30 @@ def batch_statistics(X: nd.NDArray) -> tuple[nd.NDArray, nd.NDArray]:
 
 # chapters/from_scratch.ipynb, cell fn-pure-batch-norm
 def check_arguments(X: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
-                    eps: float) -> None:
-    """Raise a TypeError or ValueError that names the wrong argument."""
-    for name, value in (('X', X), ('gamma', gamma), ('beta', beta)):
-        if not isinstance(value, nd.NDArray):
+                    eps: float, **moving: nd.NDArray) -> None:
+    """Raise a TypeError or ValueError that names the wrong argument.
+
+    `moving` are more arrays with one number per channel, by name.
+    """
+    channels = {'gamma': gamma, 'beta': beta, **moving}
+    for name, value in {'X': X, **channels}.items():
+        if type(value) is not nd.NDArray:  # those of mx.np are a subclass
             raise TypeError(f'{name}: expected an MXNet NDArray, got '
-                            f'{type(value).__name__}')
-        if X.dtype not in (np.float32, np.float64) or value.dtype != X.dtype:
-            raise TypeError(f'{name}: expected float32 or float64, as in X, '
-                            f'got {np.dtype(value.dtype)}')
+                            f'{type(value)}')
+    if X.dtype not in (np.float32, np.float64):
+        raise TypeError('X: expected float32 or float64, got '
+                        f'{np.dtype(X.dtype)}')
     if X.ndim not in (2, 4) or 0 in X.shape:
         raise ValueError('X: expected a non-empty array of shape (N, F) or '
                          f'(N, C, H, W), got shape {X.shape}')
-    for name, value in (('gamma', gamma), ('beta', beta)):
+    for name, value in channels.items():
+        if value.dtype != X.dtype:
+            raise TypeError(f'{name}: expected {np.dtype(X.dtype)}, as X, '
+                            f'got {np.dtype(value.dtype)}')
         if value.shape != (X.shape[1],):
             raise ValueError(f'{name}: expected shape ({X.shape[1]},), one '
                              f'number per channel, got {value.shape}')
-    if not eps >= np.finfo('float32').tiny:  # smaller ones round to 0
-        raise ValueError(f'eps: expected a positive number, got {eps}')
+    check_number('eps', eps)
 
 
 # chapters/from_scratch.ipynb, cell fn-pure-batch-norm
@@ -149,10 +155,11 @@ def pure_batch_norm(X: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
     Raises
     ------
     TypeError
-        If an array is no NDArray or has another dtype.
+        If an array is no NDArray or has another dtype, or `eps` is no
+        number.
     ValueError
         If `X` has another rank or no elements, `gamma` or `beta` another
-        shape, or `eps` is not positive.
+        shape, or `eps` is not positive and finite in float32.
 
     References
     ----------
@@ -191,17 +198,22 @@ class MovingStatistics:
         Raises
         ------
         ValueError
-            If the layer had another number of channels before.
+            As `check`.
         """
-        known = self.mean.get(scope_name, mean).shape
-        if known != mean.shape:
-            raise ValueError(f'scope_name: {scope_name!r} has {known[0]} '
-                             f'channels, got {mean.shape[0]}')
+        self.check(scope_name, mean)
         with autograd.pause():  # the first batch is mixed with itself
             mixed = [
                 momentum * old.get(scope_name, new) + (1 - momentum) * new
                 for old, new in ((self.mean, mean), (self.var, var))]
         self.mean[scope_name], self.var[scope_name] = mixed
+
+    def check(self, scope_name: str, like: nd.NDArray) -> None:
+        """Raise a ValueError if a layer has other channels than `like`."""
+        known, got = (f'{a.shape[0]} channels of {np.dtype(a.dtype)}'
+                      for a in (self.mean.get(scope_name, like), like))
+        if known != got:
+            raise ValueError(f'scope_name: {scope_name!r} has {known}, got '
+                             f'{got}')
 
     def __getitem__(self, scope_name: str) -> tuple[nd.NDArray, nd.NDArray]:
         """Moving mean and variance of one layer.
@@ -250,11 +262,12 @@ def batch_norm(X: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
     Raises
     ------
     TypeError
-        As `pure_batch_norm`.
+        As `pure_batch_norm`; also for a `momentum` that is no number.
     ValueError
         As `pure_batch_norm`; also for a `momentum` out of range, for a
-        training batch with a single value per channel, and for testing
-        without `moving`.
+        training batch with a single value per channel, for testing
+        without `moving`, and if `moving` has other channels or another
+        dtype for `scope_name`.
     RuntimeError
         If `moving` knows nothing of `scope_name` when testing.
 
@@ -263,9 +276,7 @@ def batch_norm(X: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
     Ioffe and Szegedy (2015), algorithms 1 and 2, with the biased variance.
     """
     check_arguments(X, gamma, beta, eps)
-    if not 0 <= momentum < 1:
-        raise ValueError('momentum: expected at least 0 and less than 1, '
-                         f'got {momentum}')
+    check_number('momentum', momentum, 0, below=1)
     if is_training:
         if X.size == X.shape[1]:
             raise ValueError('X: training needs more than one value per '
@@ -278,9 +289,7 @@ def batch_norm(X: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
                          'were collected in training, got None')
     else:
         mean, var = moving[scope_name]
-        if mean.shape != gamma.shape:
-            raise ValueError(f'scope_name: {scope_name!r} has {mean.shape[0]}'
-                             f' channels, X has shape {X.shape}')
+        moving.check(scope_name, gamma)
     if debug:
         mean_range, var_range = (
             f'{v.min().asscalar():.4g} to {v.max().asscalar():.4g}'
@@ -417,7 +426,8 @@ def softmax_cross_entropy(logits: nd.NDArray,
     """Cross entropy of the softmax, summed over the batch.
 
     `logits` has shape (N, K), `labels` (N,) with whole numbers 0 .. K - 1;
-    returns shape (1,).
+    returns shape (1,). Labels beyond K - 1 count as K - 1, negative ones as
+    0.
     """
     return -nd.pick(nd.log_softmax(logits), labels).sum()
 
@@ -488,6 +498,19 @@ def choose_device() -> mx.Context:
 
 
 # chapters/from_scratch.ipynb, cell fn-train
+def check_images(images: np.ndarray, labels: np.ndarray,
+                 batch_size: int) -> None:
+    """Raise a TypeError or ValueError that names the wrong argument."""
+    got = images.dtype if isinstance(images, np.ndarray) else type(images)
+    if got != np.uint8:
+        raise TypeError(f'images: expected a NumPy array of uint8, got {got}')
+    if len(labels) != len(images):
+        raise ValueError(f'labels: expected {len(images)}, one per image, '
+                         f'got {len(labels)}')
+    check_count('batch_size', batch_size)
+
+
+# chapters/from_scratch.ipynb, cell fn-train
 def batches(images: np.ndarray, labels: np.ndarray, batch_size: int,
             ctx: mx.Context | None = None,
             rng: np.random.Generator | None = None
@@ -497,8 +520,8 @@ def batches(images: np.ndarray, labels: np.ndarray, batch_size: int,
     Parameters
     ----------
     images : ndarray, shape (n, 28, 28), uint8
-    labels : ndarray, shape (n,), uint8
-    batch_size : int
+    labels : ndarray, shape (n,)
+    batch_size : int, at least 1
         The last batch may be smaller. A single image left over joins the
         batch before it: a dense layer has no variance for one example.
     ctx : mxnet.Context, optional
@@ -510,7 +533,14 @@ def batches(images: np.ndarray, labels: np.ndarray, batch_size: int,
     ------
     X : NDArray, shape (k, 1, 28, 28), float32, 0 to 1
     y : NDArray, shape (k,), float32
+
+    Raises
+    ------
+    TypeError, ValueError
+        With the first batch: if `images` is no such array, `labels` has
+        another length, or `batch_size` is no integer from 1.
     """
+    check_images(images, labels, batch_size)
     n = len(images)
     order = np.arange(n) if rng is None else rng.permutation(n)
     stops = [*range(batch_size, n - 1, batch_size), n] if n else []
@@ -567,7 +597,13 @@ def train(digits: Digits, params: dict[str, nd.NDArray],
     list of (float, float, float)
         Loss per image (moving average), training and test accuracy after
         each epoch.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the images, labels or `batch_size` are wrong: see `batches`.
     """
+    check_images(digits.train_images, digits.train_labels, batch_size)
     rng = np.random.default_rng(seed)
     steps = max(1, -(-(len(digits.train_images) - 1) // batch_size))
     training = digits.train_images, digits.train_labels
@@ -611,8 +647,8 @@ def settle(moving: MovingStatistics, images: np.ndarray,
 
     Raises
     ------
-    ValueError
-        If there are fewer than two images.
+    TypeError, ValueError
+        If there are fewer than two images; also as `batches`.
 
     References
     ----------

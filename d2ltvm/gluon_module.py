@@ -9,8 +9,9 @@ import numpy as np
 
 from d2ltvm import needed_for
 from d2ltvm.from_scratch import (apply_statistics, batch_statistics, batches,
-                                 check_arguments)
+                                 check_arguments, check_images)
 from d2ltvm.mnist import Digits
+from d2ltvm.theory import check_count, check_number
 
 with needed_for('d2ltvm.gluon_module'):
     import mxnet as mx
@@ -20,7 +21,7 @@ with needed_for('d2ltvm.gluon_module'):
 
 __all__ = ['BNLeNet', 'BNLeNetScratch', 'BatchNorm', 'BatchNormOperator',
            'BatchNormProp', 'Batches', 'Pictures', 'batch_norm', 'bn_lenet',
-           'check_moving', 'fit']
+           'fit']
 
 
 # chapters/gluon_module.ipynb, cell fn-batch-norm
@@ -51,10 +52,11 @@ def batch_norm(X: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
     Raises
     ------
     TypeError
-        If an array is no MXNet array or has another dtype.
+        If an array is no MXNet array or has another dtype, or `eps` or
+        `momentum` is no number.
     ValueError
-        If a shape does not fit, `eps` is not positive, `momentum` is out of
-        range, or a training batch has a single value per channel.
+        If a shape does not fit, `eps` or `momentum` is out of range, or a
+        training batch has a single value per channel.
 
     References
     ----------
@@ -64,8 +66,9 @@ def batch_norm(X: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
     X, gamma, beta, moving_mean, moving_var = (
         a.as_nd_ndarray() if isinstance(a, nd.NDArray) else a
         for a in (X, gamma, beta, moving_mean, moving_var))
-    check_arguments(X, gamma, beta, eps)
-    check_moving(X, moving_mean, moving_var, momentum)
+    check_arguments(X, gamma, beta, eps, moving_mean=moving_mean,
+                    moving_var=moving_var)
+    check_number('momentum', momentum, 0, 1)
     mean, var = moving_mean, moving_var
     if autograd.is_training():
         if X.size == X.shape[1]:
@@ -80,23 +83,6 @@ def batch_norm(X: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
                moving_mean, moving_var)
     return tuple(a.as_np_ndarray() if kind is mx.np.ndarray else a
                  for a in results)
-
-
-# chapters/gluon_module.ipynb, cell fn-batch-norm
-def check_moving(X: nd.NDArray, moving_mean: nd.NDArray,
-                 moving_var: nd.NDArray, momentum: float) -> None:
-    """Raise a TypeError or ValueError that names the wrong argument."""
-    for name, value in (('moving_mean', moving_mean),
-                        ('moving_var', moving_var)):
-        if not isinstance(value, nd.NDArray) or value.dtype != X.dtype:
-            got = getattr(value, 'dtype', type(value))
-            raise TypeError(f'{name}: expected an MXNet array of the dtype '
-                            f'of X, {np.dtype(X.dtype)}, got {got}')
-        if value.shape != (X.shape[1],):
-            raise ValueError(f'{name}: expected shape ({X.shape[1]},), one '
-                             f'number per channel, got {value.shape}')
-    if not 0 <= momentum <= 1:
-        raise ValueError(f'momentum: expected 0 to 1, got {momentum}')
 
 
 # chapters/gluon_module.ipynb, cell fn-operator
@@ -231,16 +217,13 @@ class BatchNorm(gluon.HybridBlock):
                  num_dims: int | None = None, eps: float = 1e-5,
                  momentum: float = 0.1, **kwargs: object) -> None:
         super().__init__(**kwargs)
-        if num_features is not None and not num_features > 0:
-            raise ValueError('num_features: expected a positive number or '
-                             f'None, got {num_features}')
+        if num_features is not None:
+            check_count('num_features', num_features)
         if num_dims not in (None, 2, 4):
             raise ValueError('num_dims: expected 2, 4 or None, got '
                              f'{num_dims}')
-        if not eps >= np.finfo('float32').tiny:
-            raise ValueError(f'eps: expected a positive number, got {eps}')
-        if not 0 <= momentum <= 1:
-            raise ValueError(f'momentum: expected 0 to 1, got {momentum}')
+        check_number('eps', eps)
+        check_number('momentum', momentum, 0, 1)
         self.num_dims = num_dims
         self.constants = {'eps': eps, 'momentum': momentum}
         for name, first, learned in (
@@ -351,14 +334,20 @@ class Batches:
     ----------
     images : ndarray, shape (n, 28, 28), uint8
     labels : ndarray, shape (n,)
-    batch_size : int
+    batch_size : int, at least 1
     rng : numpy.random.Generator, optional
         Shuffles; without it the order is kept.
+
+    Raises
+    ------
+    TypeError, ValueError
+        In the constructor, as `batches` of `from_scratch`.
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray,
                  batch_size: int,
                  rng: np.random.Generator | None = None) -> None:
+        check_images(images, labels, batch_size)
         self.images, self.labels = images, labels
         self.batch_size, self.rng = batch_size, rng
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from d2ltvm import needed_for
-from d2ltvm.from_scratch import apply_statistics, batch_statistics
+from d2ltvm.from_scratch import (apply_statistics, batch_statistics,
+                                 check_arguments)
+from d2ltvm.theory import check_count, check_number
 
 with needed_for('d2ltvm.moving_statistics'):
     import mxnet as mx
@@ -37,15 +39,15 @@ def moving_factor(n: int, init_factor: float = 1.0,
 
     Raises
     ------
+    TypeError
+        If `n` is no integer, or a factor no number.
     ValueError
         If `n` is less than 1, or a factor out of range.
     """
-    if not n >= 1:
-        raise ValueError(f'n: expected 1 or more, got {n}')
+    check_count('n', n)
     for name, factor in (('init_factor', init_factor),
                          ('min_factor', min_factor)):
-        if not 0 <= factor <= 1:
-            raise ValueError(f'{name}: expected 0 to 1, got {factor}')
+        check_number(name, factor, 0, 1)
     if init_factor == min_factor == 0:
         raise ValueError('init_factor, min_factor: both are 0, so nothing '
                          'would ever be collected')
@@ -56,15 +58,9 @@ def moving_factor(n: int, init_factor: float = 1.0,
 def _check_settings(size: int, epsilon: float, sscale: float,
                     name: str | None) -> None:
     """Raise a TypeError or ValueError that names the wrong argument."""
-    if isinstance(size, bool) or not isinstance(size, int | np.integer):
-        raise TypeError(f'size: expected an integer, got {size!r}')
-    if size < 1:
-        raise ValueError(f'size: expected 1 or more, got {size}')
-    if not np.finfo('float32').tiny <= epsilon < np.inf:
-        raise ValueError('epsilon: expected a positive number, got '
-                         f'{epsilon}')
-    if not 0 <= sscale < np.inf:
-        raise ValueError(f'sscale: expected 0 or more, got {sscale}')
+    check_count('size', size)
+    check_number('epsilon', epsilon)
+    check_number('sscale', sscale, 0)
     if name is not None and not (isinstance(name, str) and name):
         raise TypeError(f'name: expected a string or None, got {name!r}')
 
@@ -127,7 +123,16 @@ def normalize_inplace(X: nd.NDArray, mean: nd.NDArray, var: nd.NDArray,
         Given statistics, scale and shift.
     eps : float
         Added to the variance, under the root.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `pure_batch_norm`, also for `mean` and `var`, and if `X` has
+        another rank; `X` is then as before.
     """
+    check_arguments(X, gamma, beta, eps, mean=mean, var=var)
+    if X.ndim != 2:
+        raise ValueError(f'X: expected shape (N, F), got {X.shape}')
     scale = gamma / nd.sqrt(var + eps)
     X *= scale.reshape((1, -1))
     X += (beta - mean * scale).reshape((1, -1))
@@ -152,7 +157,22 @@ def update_statistics(mean: nd.NDArray, var: nd.NDArray, count: nd.NDArray,
         Number of values per feature in the batch, at least 2.
     init_factor, min_factor : float
         As for `moving_factor`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `m` is no integer from 2, shapes or dtypes differ, or
+        `moving_factor` refuses; nothing is changed then.
     """
+    check_count('m', m, 2)
+    for name, value in (('var', var), ('batch_mean', batch_mean),
+                        ('batch_var', batch_var)):
+        if value.shape != mean.shape:
+            raise ValueError(f'{name}: expected shape {mean.shape}, as mean, '
+                             f'got {value.shape}')
+        if value.dtype != mean.dtype:
+            raise TypeError(f'{name}: expected {np.dtype(mean.dtype)}, as '
+                            f'mean, got {np.dtype(value.dtype)}')
     n = int(count.asscalar()) + 1
     alpha = moving_factor(n, init_factor, min_factor)
     with autograd.pause():
@@ -437,8 +457,8 @@ def _check_statistics(mean: np.ndarray, var: np.ndarray,
             and (var >= 0).all()):
         raise ValueError('mean, var: expected finite numbers and no '
                          'negative variance')
-    if momentum is not None and not 0 <= momentum <= 1:
-        raise ValueError(f'momentum: expected 0 to 1, got {momentum}')
+    if momentum is not None:
+        check_number('momentum', momentum, 0, 1)
     return mean, var
 
 
@@ -458,7 +478,7 @@ def _first_value_left(momentum: float | None, weighs: str,
     """What the first value still contributes: r in (eq-conversion)."""
     if updates is None:
         return 0.0
-    if momentum is None or updates < 0 or first_var < 0:
+    if momentum is None or updates < 0 or not 0 <= first_var < np.inf:
         raise ValueError(
             'updates: expected a number from 0, with momentum and a '
             f'first_var from 0, got {updates}, {momentum}, {first_var}')
@@ -493,16 +513,21 @@ def convert_statistics(mean: np.ndarray, var: np.ndarray,
 
     Returns
     -------
-    mean, var : ndarray, shape (C,), dtype as before
+    mean, var : ndarray, shape (C,), float32 or float64
+        The dtype is as before, or what NumPy makes of it and float32:
+        float16 becomes float32, int64 becomes float64.
     momentum : float or None
         As the target means it.
 
     Raises
     ------
+    TypeError
+        For a momentum that is no number.
     ValueError
         For an unknown convention, a missing `count` or one below 2, shapes
-        that differ, NaN, a negative variance, a momentum out of range, or
-        a variance below what the first value alone would leave.
+        that differ, NaN, a negative variance, a momentum out of range, an
+        `updates` or `first_var` below 0 or without momentum, or a variance
+        below what the first value alone would leave.
 
     Notes
     -----

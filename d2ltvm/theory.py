@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 __all__ = ['KINDS', 'batch_norm_backward', 'batch_norm_forward', 'centre',
-           'check_data', 'check_like', 'merge_statistics', 'normalize',
-           'numeric_gradient', 'population_statistics']
+           'check_count', 'check_data', 'check_like', 'check_number',
+           'merge_statistics', 'normalize', 'numeric_gradient',
+           'population_statistics']
 
 
 # chapters/theory.ipynb, cell fn-centre
@@ -43,6 +44,35 @@ def centre(X: np.ndarray, axes: tuple[int, ...]
 
 
 # chapters/theory.ipynb, cell fn-check
+def check_number(name: str, value: float, least: float = 2. ** -126,
+                 most: float = np.inf, below: float = 2. ** 128) -> None:
+    """Raise a TypeError or ValueError, beginning with `name`.
+
+    Accepts real numbers from `least` to `most` that are less than `below`;
+    by default those that are positive and finite in float32.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f'{name}: expected a number, got '
+                        f'{type(value).__name__}')
+    if not least <= value <= most or not value < below:
+        span = (f'{least:.4g} to {most:.4g}' if most < below else
+                f'at least {least:.4g} and less than {below:.4g}')
+        raise ValueError(f'{name}: expected {span}, got {value}')
+
+
+# chapters/theory.ipynb, cell fn-check
+def check_count(name: str, value: int, least: int = 1) -> None:
+    """Raise a TypeError or ValueError, beginning with `name`.
+
+    Accepts whole numbers from `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f'{name}: expected an integer, got {value!r}')
+    if value < least:
+        raise ValueError(f'{name}: expected {least} or more, got {value}')
+
+
+# chapters/theory.ipynb, cell fn-check
 def check_data(X: np.ndarray, eps: float, name: str = 'X') -> None:
     """Raise a TypeError or ValueError if `X` or `eps` is wrong.
 
@@ -55,10 +85,7 @@ def check_data(X: np.ndarray, eps: float, name: str = 'X') -> None:
     if X.ndim not in (2, 4) or X.size == 0:
         raise ValueError(f'{name}: expected a non-empty array of shape (N, F)'
                          f' or (N, C, H, W), got shape {X.shape}')
-    if not isinstance(eps, int | float | np.floating):
-        raise TypeError(f'eps: expected a number, got {type(eps).__name__}')
-    if not 0 < eps < np.inf:
-        raise ValueError(f'eps: expected a positive number, got {eps}')
+    check_number('eps', eps)
 
 
 # chapters/theory.ipynb, cell fn-check
@@ -176,15 +203,15 @@ def numeric_gradient(f: Callable[[np.ndarray], float], X: np.ndarray,
     Raises
     ------
     TypeError
-        If `X` is no array of float64: float32 is too coarse.
+        If `X` is no array of float64: float32 is too coarse; or if `step`
+        is no number.
     ValueError
-        If `step` is not positive.
+        If `step` is not positive and finite.
     """
     if not isinstance(X, np.ndarray) or X.dtype != np.float64:
         raise TypeError('X: expected a NumPy array of float64, got '
                         f'{getattr(X, "dtype", type(X).__name__)}')
-    if not step > 0:
-        raise ValueError(f'step: expected a positive number, got {step}')
+    check_number('step', step)
     X, gradient = X.copy(), np.empty_like(X)
     for i in np.ndindex(X.shape):
         kept = X[i]

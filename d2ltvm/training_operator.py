@@ -5,7 +5,6 @@
 import atexit
 import functools
 import math
-import numbers
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ import numpy as np
 from d2ltvm import needed_for
 from d2ltvm.cpu_schedule import host_target, vector_lanes
 from d2ltvm.from_scratch import apply_statistics
-from d2ltvm.theory import merge_statistics
+from d2ltvm.theory import check_number, merge_statistics
 
 with needed_for('d2ltvm.training_operator'):
     import mxnet as mx
@@ -356,22 +355,10 @@ def _check_shape(name: str, got: tuple[int, ...],
 
 
 # chapters/training_operator.ipynb, cell fn-checks
-def _check_number(name: str, value: float, low: float, high: float) -> None:
-    """Refuse what is no number from `low` up to, not including, `high`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f'{name}: expected a number, got '
-                        f'{type(value).__name__}')
-    if not low <= value < high:
-        raise ValueError(f'{name}: expected at least {low:.4g} and less than '
-                         f'{high:.4g}, got {value}')
-
-
-# chapters/training_operator.ipynb, cell fn-checks
 def _check_numbers(momentum: float, eps: float) -> None:
     """Refuse a momentum or an eps that is out of range."""
-    _check_number('momentum', momentum, 0, 1)
-    limits = np.finfo('float32')  # a smaller eps would round to 0
-    _check_number('eps', eps, float(limits.tiny), float(limits.max))
+    check_number('momentum', momentum, 0, below=1)
+    check_number('eps', eps)
 
 
 # chapters/training_operator.ipynb, cell fn-arrays

@@ -132,6 +132,7 @@ def test_gradients_by_central_differences(shape):
     ('eps', {'eps': 0}),
     ('eps', {'eps': -1e-5}),
     ('eps', {'eps': 1e-50}),
+    ('eps', {'eps': float('inf')}),
     ('eps', {'eps': float('nan')})])
 def test_bad_arguments_are_named(name, change):
     good = {'X': nd.ones((2, 3)), 'gamma': nd.ones(3), 'beta': nd.zeros(3)}
@@ -146,6 +147,9 @@ def test_bad_arguments_are_named(name, change):
     ('X', {'X': nd.ones((2, 3), dtype='float16')}),
     ('gamma', {'gamma': [1, 1, 1]}),
     ('gamma', {'gamma': nd.ones(3, dtype='float64')}),
+    ('gamma', {'gamma': mx.np.ones(3)}),
+    ('X', {'X': mx.np.ones((2, 3))}),
+    ('eps', {'eps': None}), ('eps', {'eps': 'a'}),
     ('beta', {'beta': None})])
 def test_bad_types_are_named(name, change):
     good = {'X': nd.ones((2, 3)), 'gamma': nd.ones(3), 'beta': nd.zeros(3)}
@@ -154,12 +158,23 @@ def test_bad_types_are_named(name, change):
             function(**{**good, **change})
 
 
+def test_the_dtype_that_is_expected_is_named():
+    with pytest.raises(TypeError, match=r'^gamma: expected float64, as X, '
+                                        r'got float32$'):
+        fs.pure_batch_norm(nd.ones((2, 3), dtype='float64'), nd.ones(3),
+                           nd.zeros(3))
+    with pytest.raises(TypeError, match=r"^X: expected .*mxnet.numpy"):
+        fs.pure_batch_norm(mx.np.ones((2, 3)), nd.ones(3), nd.zeros(3))
+
+
 def test_batch_norm_refuses():
     ones, zeros = nd.ones(3), nd.zeros(3)
     X, moving = nd.ones((4, 3)), fs.MovingStatistics()
     for momentum in (-0.1, 1, float('nan')):
         with pytest.raises(ValueError, match='momentum'):
             fs.batch_norm(X, ones, zeros, momentum, moving=moving)
+    with pytest.raises(TypeError, match=r'^momentum: expected a number'):
+        fs.batch_norm(X, ones, zeros, None, moving=moving)
     with pytest.raises(ValueError, match='more than one value'):
         fs.batch_norm(X[:1], ones, zeros, moving=moving)
     with pytest.raises(ValueError, match='moving: testing needs'):
@@ -175,7 +190,14 @@ def test_batch_norm_refuses():
     with pytest.raises(ValueError, match="scope_name: 'a' has 3 channels"):
         fs.batch_norm(nd.ones((4, 1)), nd.ones(1), nd.zeros(1),
                       is_training=False, scope_name='a', moving=moving)
-    assert moving.mean['a'].shape == moving.var['a'].shape == (3,)
+    for is_training in (True, False):
+        with pytest.raises(ValueError, match=r"scope_name: 'a' has 3 channels "
+                                             r'of float32, got 3 .*float64'):
+            fs.batch_norm(*(a.astype('float64') for a in (X, ones, zeros)),
+                          scope_name='a', is_training=is_training,
+                          moving=moving)
+    for kept in (moving.mean['a'], moving.var['a']):
+        assert kept.shape == (3,) and kept.dtype == np.float32
 
 
 def test_moving_statistics_follow_the_formula():
@@ -359,6 +381,32 @@ def test_a_single_image_is_no_batch():
     sizes = [len(X) for X, _ in fs.batches(images, labels, 4)]
     assert sizes == [4, 5]
     assert [len(X) for X, _ in fs.batches(images[:1], labels[:1], 4)] == [1]
+
+
+@pytest.mark.parametrize(('error', 'name', 'change'), [
+    (ValueError, 'batch_size', {'batch_size': 0}),
+    (ValueError, 'batch_size', {'batch_size': -1}),
+    (TypeError, 'batch_size', {'batch_size': 2.0}),
+    (ValueError, 'labels', {'labels': np.zeros(9)}),
+    (TypeError, 'images', {'images': np.ones((5, 28, 28))}),
+    (TypeError, 'images', {'images': [[1]]})])
+def test_batches_refuses(error, name, change):
+    good = {'images': np.ones((5, 28, 28), 'uint8'), 'labels': np.zeros(5),
+            'batch_size': 2}
+    with pytest.raises(error, match=f'^{name}: expected'):
+        next(fs.batches(**good | change))
+    images, labels, batch_size = (good | change).values()
+    with pytest.raises(error, match=f'^{name}: expected'):
+        fs.train(Digits(images, labels, images, labels, ''), {}, fs.no_norm,
+                 fs.no_norm, batch_size=batch_size)
+
+
+def test_labels_out_of_range_count_as_the_last_and_first():
+    logits = nd.array([[1, 2, 4]])
+    for label, counts_as in ((7, 2), (-1, 0)):
+        assert_array_equal(*(
+            fs.softmax_cross_entropy(logits, nd.array([i])).asnumpy()
+            for i in (label, counts_as)))
 
 
 def test_no_images_are_refused():

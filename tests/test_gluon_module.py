@@ -192,7 +192,7 @@ GOOD = {'X': nd.ones((2, 3)), 'gamma': nd.ones(3), 'beta': nd.zeros(3),
     ('X', nd.zeros((2, 3, 4))), ('X', nd.zeros((2, 4))),
     ('gamma', nd.ones((1, 3))), ('beta', nd.ones(4)),
     ('moving_mean', nd.ones(4)), ('moving_var', nd.ones((1, 3))),
-    ('eps', 0), ('eps', float('nan')),
+    ('eps', 0), ('eps', float('nan')), ('eps', float('inf')),
     ('momentum', -0.1), ('momentum', 1.1), ('momentum', float('nan'))])
 def test_bad_values_are_named(name, value):
     name_told = 'gamma' if name == 'X' and value.ndim == 2 else name
@@ -203,7 +203,8 @@ def test_bad_values_are_named(name, value):
 @pytest.mark.parametrize(('name', 'value'), [
     ('X', np.ones((2, 3))), ('X', nd.ones((2, 3), dtype='float16')),
     ('gamma', [1, 1, 1]), ('beta', nd.zeros(3, dtype='float64')),
-    ('moving_mean', None), ('moving_var', nd.ones(3, dtype='float64'))])
+    ('moving_mean', None), ('moving_var', nd.ones(3, dtype='float64')),
+    ('eps', None), ('momentum', None), ('momentum', 'a')])
 def test_bad_types_are_named(name, value):
     with pytest.raises(TypeError, match=f'^{name}: expected'):
         gm.batch_norm(**{**GOOD, name: value})
@@ -252,6 +253,25 @@ def test_compiled_network_refuses(capfd):
 def test_constructor_refuses(kwargs, match):
     with pytest.raises(ValueError, match=match):
         gm.BatchNorm(**kwargs)
+
+
+@pytest.mark.parametrize(('name', 'value'), [
+    ('num_features', 2.5), ('num_features', '3'), ('eps', None),
+    ('momentum', 'a')])
+def test_constructor_refuses_types(name, value):
+    with pytest.raises(TypeError, match=f'^{name}: expected'):
+        gm.BatchNorm(**{name: value})
+
+
+@pytest.mark.parametrize(('error', 'name', 'change'), [
+    (ValueError, 'batch_size', {'batch_size': 0}),
+    (ValueError, 'labels', {'labels': np.zeros(9)}),
+    (TypeError, 'images', {'images': np.ones((5, 28, 28))})])
+def test_batches_refuses(error, name, change):
+    good = {'images': np.ones((5, 28, 28), 'uint8'), 'labels': np.zeros(5),
+            'batch_size': 2}
+    with pytest.raises(error, match=f'^{name}: expected'):
+        gm.Batches(**good | change)
 
 
 @pytest.mark.parametrize(('kwargs', 'shape', 'match'), [

@@ -80,7 +80,7 @@ def test_factor(n, factors):
 
 
 @pytest.mark.parametrize(('arguments', 'name'), [
-    ((0,), 'n'), ((np.nan,), 'n'), ((1, 1.5), 'init_factor'),
+    ((0,), 'n'), ((1, 1.5), 'init_factor'),
     ((1, -0.1), 'init_factor'), ((1, 1, 1.01), 'min_factor'),
     ((1, 1, np.nan), 'min_factor'), ((1, 0, 0), 'init_factor, min_factor')])
 def test_factor_errors(arguments, name):
@@ -305,11 +305,60 @@ def test_affine(affine):
     assert norm.count.data().asscalar() == 1  # statistics, all the same
 
 
+@pytest.mark.parametrize(('change', 'error'), [
+    ({'m': 1}, ValueError), ({'m': 0}, ValueError), ({'m': 2.5}, TypeError),
+    ({'var': nd.ones(1)}, ValueError),
+    ({'batch_mean': nd.ones(2)}, ValueError),
+    ({'batch_var': nd.ones(2)}, ValueError),
+    ({'batch_var': nd.ones((1, 3))}, ValueError),
+    ({'batch_var': nd.ones(3, dtype='float64')}, TypeError),
+    ({'init_factor': None}, TypeError)])
+def test_a_refused_update_changes_nothing(change, error):
+    arguments = {'mean': nd.zeros(3), 'var': nd.ones(3),
+                 'count': nd.zeros(1, dtype='int64'),
+                 'batch_mean': nd.ones(3), 'batch_var': nd.ones(3), 'm': 4}
+    arguments |= change
+    kept = [arguments[name] for name in ('mean', 'var', 'count')]
+    before = [a.asnumpy() for a in kept]
+    with pytest.raises(error, match=f'^{next(iter(change))}: expected'):
+        ms.update_statistics(**arguments)
+    for a, b in zip(kept, before, strict=True):
+        assert_array_equal(a.asnumpy(), b)
+
+
+@pytest.mark.parametrize(('name', 'value', 'error'), [
+    ('X', nd.ones((2, 3, 3, 3)), ValueError), ('X', nd.ones(3), ValueError),
+    ('mean', nd.ones(2), ValueError), ('var', nd.ones((1, 3)), ValueError),
+    ('gamma', nd.ones(2), ValueError), ('beta', nd.ones(2), ValueError),
+    ('beta', nd.ones(3, dtype='float64'), TypeError),
+    ('eps', 0, ValueError), ('eps', None, TypeError)])
+def test_a_refused_normalization_changes_nothing(name, value, error):
+    arguments = {'X': nd.full((4, 3), 7), 'mean': nd.zeros(3),
+                 'var': nd.ones(3), 'gamma': nd.full(3, 2),
+                 'beta': nd.zeros(3), 'eps': 1e-5, name: value}
+    before = arguments['X'].asnumpy()
+    with pytest.raises(error, match=f'^{name}: expected'):
+        ms.normalize_inplace(**arguments)
+    assert_array_equal(arguments['X'].asnumpy(), before)
+
+
+@pytest.mark.parametrize(('name', 'value', 'error'), [
+    ('n', 'a', TypeError), ('n', np.nan, TypeError), ('n', 0, ValueError),
+    ('n', 1.5, TypeError),
+    ('min_factor', None, TypeError)])
+def test_moving_factor_refuses(name, value, error):
+    with pytest.raises(error, match=f'^{name}: expected'):
+        ms.moving_factor(**{'n': 1, name: value})
+
+
 @pytest.mark.parametrize(('options', 'error', 'name'), [
     ({'size': 0}, ValueError, 'size'), ({'size': 2.0}, TypeError, 'size'),
     ({'size': True}, TypeError, 'size'),
     ({'epsilon': 0}, ValueError, 'epsilon'),
     ({'epsilon': np.nan}, ValueError, 'epsilon'),
+    ({'epsilon': None}, TypeError, 'epsilon'),
+    ({'init_factor': None}, TypeError, 'init_factor'),
+    ({'sscale': 'a'}, TypeError, 'sscale'),
     ({'init_factor': 2}, ValueError, 'init_factor'),
     ({'min_factor': -1}, ValueError, 'min_factor'),
     ({'sscale': -1}, ValueError, 'sscale'),
@@ -642,6 +691,15 @@ def test_conversion_leaves_its_arguments_alone():
     assert same[1].dtype == np.float64
 
 
+def test_the_dtype_after_conversion():
+    for before, after in (('float16', 'float32'), ('float32', 'float32'),
+                          ('int64', 'float64'), ('float64', 'float64')):
+        result = ms.convert_statistics(
+            np.zeros(2, before), np.ones(2, before), 0.9, 'mxnet', 'pytorch',
+            4)
+        assert {array.dtype.name for array in result[:2]} == {after}
+
+
 def test_conversion_of_the_operators_statistics():
     batches = draw(5, 3, 1, 2, 'float32', 3, batches=9)
     mean, var = nd.zeros(3), nd.ones(3)
@@ -672,6 +730,7 @@ def test_conversion_of_the_operators_statistics():
     ({'var': np.array([1, -1])}, 'mean, var: expected finite'),
     ({'momentum': 1.1}, 'momentum: '), ({'momentum': np.nan}, 'momentum: '),
     ({'updates': -1}, 'updates: '),
+    ({'updates': 1, 'first_var': np.nan}, 'updates: '),
     ({'updates': 1, 'momentum': None}, 'updates: '),
     ({'updates': 1, 'var': np.array([0.5, 1])}, 'var: expected at least 0.9')
 ])

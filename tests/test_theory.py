@@ -8,6 +8,7 @@ results a few units (1e-16) of the largest numbers involved.
 import math
 import subprocess
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -459,14 +460,17 @@ def normalize(**change):
         gamma=np.float64(1))),
     (TypeError, 'beta: expected .*NoneType', lambda: forward(beta=None)),
     (TypeError, 'beta: expected .*list', lambda: forward(beta=[0.0, 0, 0])),
-    (ValueError, 'eps: expected a positive number, got 0',
+    (ValueError, 'eps: expected at least 1.175e-38 .* 3.403e.38, got 0',
      lambda: forward(eps=0)),
-    (ValueError, 'eps: expected a positive', lambda: forward(eps=-1e-5)),
-    (ValueError, 'eps: expected a positive', lambda: forward(eps=math.nan)),
-    (ValueError, 'eps: expected a positive', lambda: forward(eps=math.inf)),
+    (ValueError, 'eps: expected at least', lambda: forward(eps=-1e-5)),
+    (ValueError, 'eps: expected at least', lambda: forward(eps=math.nan)),
+    (ValueError, 'eps: expected at least', lambda: forward(eps=math.inf)),
+    (ValueError, 'eps: expected at least', lambda: forward(eps=1e39)),
     (TypeError, 'eps: expected a number, got str', lambda: forward(eps='1')),
     (TypeError, 'eps: expected a number, got None',
      lambda: normalize(eps=None)),
+    (TypeError, 'eps: expected a number, got bool',
+     lambda: forward(eps=True)),
     (ValueError, r'dY: expected shape \(2, 3\), got \(3, 2\)',
      lambda: backward(np.ones((3, 2)))),
     (TypeError, 'dY: expected .*float32',
@@ -478,8 +482,10 @@ def normalize(**change):
      lambda: theory.numeric_gradient(np.sum, 1.0)),
     (TypeError, 'X: expected', lambda: theory.numeric_gradient(
         np.sum, np.float64(1))),
-    (ValueError, 'step: expected a positive number, got 0',
+    (ValueError, 'step: expected at least .*, got 0',
      lambda: theory.numeric_gradient(np.sum, np.ones(3), 0)),
+    (TypeError, 'step: expected a number, got NoneType',
+     lambda: theory.numeric_gradient(np.sum, np.ones(3), None)),
     (ValueError, "kind: expected one of .*'rms'.* got 'weight'",
      lambda: normalize(kind='weight')),
     (ValueError, 'kind: expected', lambda: normalize(kind=None)),
@@ -525,6 +531,48 @@ def normalize(**change):
 def test_wrong_arguments_are_named(error, message, call):
     with pytest.raises(error, match=f'^{message}'):
         call()
+
+
+@pytest.mark.parametrize('value', [
+    1, 0.5, np.float16(1), np.float32(1), np.int64(1), Fraction(1, 2),
+    np.finfo('float32').tiny, np.finfo('float32').max])
+def test_check_number_accepts(value):
+    theory.check_number('eps', value)
+
+
+@pytest.mark.parametrize(('error', 'message', 'arguments', 'limits'), [
+    (ValueError, 'a: expected 0 to 1, got 1.5', (1.5, 0, 1), {}),
+    (ValueError, 'a: expected 0 to 1, got nan', (math.nan, 0, 1), {}),
+    (ValueError, 'a: expected at least 0 and less than 1, got 1', (1, 0),
+     {'below': 1}),
+    (ValueError, 'a: expected .*, got 1e-38', (1e-38,), {}),
+    (TypeError, 'a: expected a number, got complex', (1j,), {}),
+    (TypeError, 'a: expected a number, got ndarray', (np.ones(1),), {}),
+    (TypeError, 'a: expected a number, got bool', (True, 0, 1), {})])
+def test_check_number_refuses(error, message, arguments, limits):
+    with pytest.raises(error, match=f'^{message}$'):
+        theory.check_number('a', *arguments, **limits)
+    for good in (0, 1) if not limits else (0, 0.9):
+        theory.check_number('a', good, 0, 1, **limits)
+
+
+@pytest.mark.parametrize(('error', 'message', 'arguments'), [
+    (ValueError, 'a: expected 1 or more, got 0', (0,)),
+    (ValueError, 'a: expected 2 or more, got 1', (np.int32(1), 2)),
+    (TypeError, 'a: expected an integer, got 2.0', (2.0,)),
+    (TypeError, 'a: expected an integer, got None', (None,)),
+    (TypeError, 'a: expected an integer, got True', (True,))])
+def test_check_count(error, message, arguments):
+    theory.check_count('a', np.int64(2), 2)
+    with pytest.raises(error, match=f'^{message}$'):
+        theory.check_count('a', *arguments)
+
+
+def test_dense_batches_of_one_teach_only_beta():
+    _, cache = theory.batch_norm_forward(np.ones((1, 3)), np.ones(3),
+                                         np.zeros(3))
+    dX, dgamma, dbeta = theory.batch_norm_backward(np.ones((1, 3)), cache)
+    assert not dX.any() and not dgamma.any() and dbeta.all()
 
 
 def test_only_numpy_is_loaded():
