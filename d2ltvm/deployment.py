@@ -360,7 +360,7 @@ class Network:
         self._lock = threading.Lock()
 
     def __call__(self, X: np.ndarray) -> np.ndarray:
-        """Logits, (batch, 10), of X, (batch, 1, 28, 28), both float32."""
+        """Logits, (batch, classes), of X, (batch, 1, 28, 28), both float32."""
         check_dtype('X', X, 'float32')
         if X.shape != self._input.shape:
             raise ValueError(f'X: expected shape {self._input.shape}, got '
@@ -446,8 +446,8 @@ uint32_t crc32(const char* data, size_t size) {
 CPP_CHECK = r'''
 std::map<string, string> colophon(const string& path) {
   string file = read(path), line;
-  size_t end = file.size() - std::min<size_t>(file.size(), 33);
-  require(file.compare(end, 7, "d2ltvm ") == 0,
+  size_t end = file.size() - 33;  // wraps around if the file is shorter
+  require(file.size() >= 33 && file.compare(end, 7, "d2ltvm ") == 0,
           path + ": cut short, or not a network of export_network");
   char sum[10];
   snprintf(sum, sizeof sum, "%08x\n", crc32(file.data(), file.size() - 9));
@@ -544,8 +544,9 @@ int main(int argc, char** argv) try {
       x[i] = (unsigned char)images[start * pixels + i] / 255.0f;
     auto Y = network(X).cast<ffi::Tensor>();
     const float* y = static_cast<const float*>(Y.data_ptr());
-    for (size_t i = 0; i < part; ++i, y += 10) {
-      int label = std::max_element(y, y + 10) - y;
+    const int64_t classes = Y.size(1);
+    for (size_t i = 0; i < part; ++i, y += classes) {
+      int label = std::max_element(y, y + classes) - y;
       if (argc == 3) std::cout << label << '\n';
       else right += label == labels[start + i];
     }

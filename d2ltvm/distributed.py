@@ -185,8 +185,8 @@ def find_function(reference: str) -> Callable:
     Raises
     ------
     ValueError
-        If the text has another form, or there is no such module, file or
-        function.
+        If the text has another form, there is no such module, file or
+        function, or its file has a syntax error.
     """
     place, _, name = str(reference).rpartition(':')
     try:
@@ -198,7 +198,8 @@ def find_function(reference: str) -> Callable:
         else:
             module = importlib.import_module(place)
         return getattr(module, name)
-    except (ImportError, OSError, AttributeError, ValueError) as error:
+    except (ImportError, OSError, AttributeError, ValueError,
+            SyntaxError) as error:
         raise ValueError("reference: expected 'module:function' or "
                          f"'file.py:function', got {reference!r}: {error}"
                          ) from error
@@ -394,21 +395,28 @@ def watch(run: dict[str, subprocess.Popen], folder: str, timeout: float,
 
 
 # chapters/distributed.ipynb, cell fn-launch
-def check_launch(reference: str, arguments: dict | None,
+def check_launch(reference: str, arguments: dict | None, port: int | None,
                  **numbers: float) -> None:
     """Raise a ValueError or TypeError that names an argument of `launch`."""
+    if port is not None:
+        numbers['port'] = port
     for name, value in numbers.items():
-        whole = name in ('workers', 'servers')
+        whole = name in ('workers', 'servers', 'port')
         kind = int if whole else (int, float)
         if isinstance(value, bool) or not isinstance(value, kind):
             raise TypeError(f'{name}: expected a {"whole " * whole}number, '
                             f'got {value!r}')
         if not value > 0:
             raise ValueError(f'{name}: expected more than 0, got {value}')
+    if port is not None and port > 65535:
+        raise ValueError(f'port: expected at most 65535, got {port}')
     place, _, name = str(reference).rpartition(':')
     if not (place and name.isidentifier()):
         raise ValueError("reference: expected 'module:function' or "
                          f"'file.py:function', got {reference!r}")
+    if not isinstance(arguments, dict | None):
+        raise TypeError('arguments: expected a dictionary, got '
+                        f'{arguments!r}')
     try:
         json.dumps(arguments)
     except (TypeError, ValueError) as error:
@@ -455,8 +463,8 @@ def launch(reference: str, workers: int = 2, arguments: dict | None = None,
         If a process fails or hangs; the message has its name and its last
         words. Whatever happens, no process is left.
     """
-    check_launch(reference, arguments, workers=workers, servers=servers,
-                 timeout=timeout, patience=patience)
+    check_launch(reference, arguments, port, workers=workers,
+                 servers=servers, timeout=timeout, patience=patience)
     run: dict[str, subprocess.Popen] = {}
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, 'arguments.json').write_text(json.dumps(arguments or {}))
@@ -693,7 +701,8 @@ def train_worker(exchange: Exchange, data: str, steps: int, batch: int,
     data : str
         An npz file with `images` (n, 28, 28), uint8, and `labels` (n,).
     steps, batch : int
-        `batch` is the number of images of all workers together.
+        `batch` is the number of images of all workers together. Each needs
+        one, or two if not `sync`.
     sync : bool
         Normalize by the whole batch; else each worker by its own share.
     learning_rate : float
@@ -701,7 +710,8 @@ def train_worker(exchange: Exchange, data: str, steps: int, batch: int,
     seed : int
         Decides initial parameters and order of the images.
     dtype : str
-        Of all arrays. With 'float64', sums over workers are exact, too.
+        Of all arrays. With 'float64', sums over workers are float64, too,
+        in the order of the workers.
     checkpoint : str, optional
         File to go on from, if it is there, and to write.
     every : int
@@ -715,21 +725,33 @@ def train_worker(exchange: Exchange, data: str, steps: int, batch: int,
     Raises
     ------
     ValueError
-        If there are fewer images in a batch than workers.
+        If `batch` gives a worker too few images, or is larger than `data`;
+        if `every` is less than 1; if `checkpoint` is another file, or from
+        a later step than `steps`.
     """
-    if batch < exchange.workers:
-        raise ValueError(f'batch: expected at least {exchange.workers}, an '
-                         f'image per worker, got {batch}')
     with np.load(data) as file:
         images, labels = file['images'], file['labels']
+    least = max(2, exchange.workers) if sync else 2 * exchange.workers
+    if not least <= batch <= len(images):
+        raise ValueError(f'batch: expected {least} to {len(images)}, for '
+                         f'{exchange.workers} workers, got {batch}')
+    if every < 1:
+        raise ValueError(f'every: expected at least 1, got {every}')
     params = {name: p.astype(dtype)
               for name, p in fs.init_params(seed=seed).items()}
     for p in params.values():
         p.attach_grad()
     begin, moving, losses = 0, fs.MovingStatistics(), []
     if checkpoint and Path(checkpoint).exists():
-        with np.load(checkpoint) as state:
-            begin, moving = unpack_state(state, params, exchange)
+        try:
+            with np.load(checkpoint) as state:
+                begin, moving = unpack_state(state, params, exchange)
+        except (KeyError, ValueError) as error:
+            raise ValueError('checkpoint: expected a file of train_worker, '
+                             f'got {checkpoint}: {error}') from error
+        if begin > steps:
+            raise ValueError(f'steps: expected at least {begin}, the step of '
+                             f'the checkpoint, got {steps}')
     norm = synchronised(exchange if sync else Exchange(), moving)
     for step in range(begin, steps):
         rows = np.array_split(step_rows(step, len(images), batch, seed),

@@ -150,6 +150,13 @@ def network_layers(parameters: dict[str, np.ndarray]
 
 
 # chapters/folding.ipynb, cell fn-relax-network
+def _check_eps(eps: float) -> None:
+    """Raise a ValueError unless `eps` is a positive number."""
+    if not isinstance(eps, numbers.Real) or not 0 < eps < np.inf:
+        raise ValueError(f'eps: expected a positive number, got {eps!r}')
+
+
+# chapters/folding.ipynb, cell fn-relax-network
 def relax_network(network: dict[str, np.ndarray]
                   | Sequence[tuple[np.ndarray, np.ndarray | None]],
                   batch: int, eps: float = 1e-5) -> IRModule:
@@ -163,25 +170,28 @@ def relax_network(network: dict[str, np.ndarray]
     batch : int
         Number of images at a time.
     eps : float
-        Of the normalizations.
+        Of the normalizations; positive.
 
     Returns
     -------
     tvm.IRModule
         Function ``main(x)``: x (batch, 1, 28, 28), result (batch, 10), the
-        logits, both float32. NaN is passed on.
+        logits, both float32. NaN is passed on, where pooling drops
+        nothing.
 
     Raises
     ------
     ValueError
-        If an array is missing or has another shape, or `batch` is no
-        positive whole number.
+        If an array is missing or has another shape, `batch` is no
+        positive whole number, or `eps` is not positive.
     TypeError
         If an array is not float32.
     """
-    if not isinstance(batch, numbers.Integral) or batch < 1:
+    if (not isinstance(batch, numbers.Integral) or batch < 1
+            or isinstance(batch, bool)):
         raise ValueError('batch: expected a positive whole number, got '
                          f'{batch!r}')
+    _check_eps(eps)
     layers, norms = (network_layers(network) if isinstance(network, dict)
                      else (network, []))
     shapes = tuple(np.shape(W) for W, _ in layers)
@@ -231,7 +241,8 @@ KINDS = ('conv', 'transposed', 'dense')
 # chapters/folding.ipynb, cell fn-check-fold
 def _check_fold(W: np.ndarray, b: np.ndarray | None,
                 norm: dict[str, np.ndarray], eps: float, kind: str,
-                before: bool, groups: int) -> None:
+                before: bool, groups: int,
+                padding: int | Sequence[int]) -> None:
     """Refuse arguments of `fold_batch_norm` that do not fit each other."""
     if kind not in KINDS:
         raise ValueError(f'kind: expected one of {KINDS}, got {kind!r}')
@@ -262,8 +273,11 @@ def _check_fold(W: np.ndarray, b: np.ndarray | None,
     if not (norm['var'] >= 0).all():
         raise ValueError('var: expected no negative numbers, got '
                          f'{norm["var"].min()}')
-    if not 0 < eps < np.inf:
-        raise ValueError(f'eps: expected a positive number, got {eps}')
+    _check_eps(eps)
+    if np.asarray(padding).dtype.kind not in 'iu' or np.any(
+            np.asarray(padding) < 0):
+        raise ValueError('padding: expected whole numbers, none negative, '
+                         f'got {padding!r}')
 
 
 # chapters/folding.ipynb, cell fn-fold-batch-norm
@@ -309,19 +323,22 @@ def fold_batch_norm(W: np.ndarray, b: np.ndarray | None, gamma: np.ndarray,
         If an array is no NumPy array or has another dtype.
     ValueError
         If an argument is out of range or has another shape; if a
-        normalization stands before a layer whose border sees fewer taps,
-        and shifts its input; if a result is too large for the dtype.
+        normalization that shifts stands before a layer with padding, or
+        before a transposed one; if a result is too large for the dtype.
     """
     norm = {'gamma': gamma, 'beta': beta, 'mean': mean, 'var': var}
-    _check_fold(W, b, norm, eps, kind, before, groups)
+    _check_fold(W, b, norm, eps, kind, before, groups, padding)
     gamma, beta, mean, var = (a.astype('float64') for a in norm.values())
     s = gamma / np.sqrt(var + eps)
     t = beta - mean * s  # y = s * x + t, equation (eq-scale-shift)
-    why = ', since the input is shifted and the border sees fewer taps; got'
-    if before and t.any() and np.any(padding):
-        raise ValueError(f'padding: expected 0{why} {padding}')
-    if before and t.any() and kind == 'transposed':
-        raise ValueError(f"kind: expected 'conv' or 'dense'{why} {kind!r}")
+    if before and t.any():
+        why = 'since the input is shifted and'
+        if np.any(padding):
+            raise ValueError(f'padding: expected 0, {why} the border sees '
+                             f'fewer taps; got {padding}')
+        if kind == 'transposed':
+            raise ValueError(f"kind: expected 'conv' or 'dense', {why} not "
+                             f'every output sees all taps; got {kind!r}')
     # as (groups, out / groups, in / groups, taps), a view
     taps = W.reshape(groups, len(W) // groups, W.shape[1], -1)
     if kind == 'transposed':

@@ -235,6 +235,16 @@ def _sides(layers: _Layers) -> tuple[int, int]:
 
 
 # chapters/network_schedule.ipynb, cell fn-check-layers
+def _check_positive(**values: object) -> None:
+    """Raise a ValueError that names what is no positive integer."""
+    for name, value in values.items():
+        if (not isinstance(value, numbers.Integral) or value < 1
+                or isinstance(value, bool)):
+            raise ValueError(f'{name}: expected a positive integer, got '
+                             f'{value!r}')
+
+
+# chapters/network_schedule.ipynb, cell fn-check-layers
 def check_layers(layers: _Layers) -> None:
     """Refuse layers that do not fit together.
 
@@ -298,7 +308,13 @@ def packed_weights(layers: _Layers, lanes: int) -> list[np.ndarray]:
     -------
     list of ndarray, float32
         W of shape (k, k, in, out) or (in, out), and b, of each layer.
+
+    Raises
+    ------
+    ValueError
+        If `lanes` is no positive integer.
     """
+    _check_positive(lanes=lanes)
     packed: list[np.ndarray] = []
     for W, b in layers:
         if W.ndim == 4:
@@ -335,7 +351,17 @@ def network_program(layers: _Layers, batch: int, parts: int,
         Arguments, float32: `X` (batch, 1, 28, 28), the packed weights
         and biases, `Y` (batch, classes). Blocks: `conv1`, `conv2` and
         their stages, `sums`, `hidden`, `scores`, `Y`.
+
+    Raises
+    ------
+    ValueError
+        If a number is no positive integer, or `parts` is no divisor.
     """
+    _check_positive(batch=batch, parts=parts, lanes=lanes)
+    channels = len(layers[1][1])
+    if channels % parts:
+        raise ValueError(f'parts: expected a divisor of {channels}, the '
+                         f'channels, got {parts}')
     names = (kind + str(i) for i in range(1, 5) for kind in 'Wb')
     given = [te.placeholder(array.shape, name=name) for name, array in zip(
         names, packed_weights(layers, lanes), strict=True)]
@@ -377,7 +403,14 @@ def plan(batch: int, threads: int, groups: int = 10) -> tuple[int, int]:
         busiest thread is done first, if each task takes 4 us an image for
         conv1, 29 us for its share of all the rest, and 2 us to read its
         share of the dense layer's weights.
+
+    Raises
+    ------
+    ValueError
+        If an argument is no positive integer.
     """
+    _check_positive(batch=batch, threads=threads, groups=groups)
+
     def cost(choice: tuple[int, int]) -> float:
         rows, parts = choice
         turns = math.ceil(batch // rows * parts / threads)
@@ -386,6 +419,16 @@ def plan(batch: int, threads: int, groups: int = 10) -> tuple[int, int]:
     return min(((rows, parts) for rows in range(1, 9) if batch % rows == 0
                 for parts in range(1, groups + 1) if groups % parts == 0),
                key=cost)
+
+
+# chapters/network_schedule.ipynb, cell fn-schedule-network
+def _checked(layers: _Layers, batch: int, target: Target | dict | str | None,
+             threads: int | None) -> tuple[int, Target, int]:
+    """Refuse wrong arguments of `network_module`; fill in what is missing."""
+    check_layers(layers)
+    threads = tvm.runtime.num_threads() if threads is None else threads
+    _check_positive(batch=batch, threads=threads)
+    return int(batch), cpu_target(target), int(threads)
 
 
 # chapters/network_schedule.ipynb, cell fn-schedule-network
@@ -402,8 +445,13 @@ def schedule_network(layers: _Layers, batch: int, target: Target | dict | str,
     -------
     tvm.s_tir.Schedule
         Of `network_program`, its function `main`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `network_module`.
     """
-    target = cpu_target(target)
+    batch, target, threads = _checked(layers, batch, target, threads)
     lanes, registers = vector_lanes(target), vector_registers(target)
     held = _divisor(len(layers[1][1]), (registers - 4) // 5)
     rows, parts = plan(batch, threads, len(layers[1][1]) // held)
@@ -429,20 +477,6 @@ def schedule_network(layers: _Layers, batch: int, target: Target | dict | str,
     for block, loop in reductions:
         sch.decompose_reduction(block, loop)
     return sch
-
-
-# chapters/network_schedule.ipynb, cell fn-network-module
-def _checked(layers: _Layers, batch: int, target: Target | dict | str | None,
-             threads: int | None) -> tuple[int, Target, int]:
-    """Refuse wrong arguments of `network_module`; fill in what is missing."""
-    check_layers(layers)
-    threads = tvm.runtime.num_threads() if threads is None else threads
-    for name, value in (('batch', batch), ('threads', threads)):
-        if (not isinstance(value, numbers.Integral) or value < 1
-                or isinstance(value, bool)):
-            raise ValueError(f'{name}: expected a positive integer, got '
-                             f'{value!r}')
-    return int(batch), cpu_target(target), int(threads)
 
 
 # chapters/network_schedule.ipynb, cell fn-network-module
@@ -517,10 +551,10 @@ def compile_network(layers: _Layers, batch: int,
     callable
         ``network(images)`` takes an array of shape (batch, 1, 28, 28),
         float32, at any address and with any strides, and returns a new
-        array of logits, shape (batch, classes), float32. NaN in an image
-        gives NaN in its row. It keeps memory for the images, so it must
-        not run in two threads at once. It raises TypeError for another
-        type, ValueError for another shape.
+        array of logits, shape (batch, classes), float32. NaN in the first
+        26 rows and columns of an image gives NaN in its row. It keeps
+        memory for the images, so it must not run in two threads at once.
+        It raises TypeError for another type, ValueError for another shape.
 
     Raises
     ------

@@ -369,7 +369,9 @@ def test_facts_that_are_missing(folder, library, tmp_path):
             'expected the facts batch device machine needs tvm, got none')
 
 
-@pytest.mark.parametrize('content', [b'hello\n', b'\x7fELF', bytes(40)])
+@pytest.mark.parametrize('content', [
+    b'hello\n', b'\x7fELF', bytes(40), b'd2ltvm ', b'd2ltvm 00000',
+    b'd2ltvm 0000000000000000', b'd2ltvm 0000000000000000 0000000\n'])
 def test_other_files(folder, tmp_path, content):
     refused(folder, tmp_path, content, ValueError, 'expected a network')
 
@@ -444,13 +446,14 @@ def test_cpp_names_the_same_digits(folder, request, tmp_path, name, n):
     assert run.stdout == f'{n - n // 2} of {n} right\n'
 
 
-def test_white_is_one(folder, tmp_path):
+@pytest.mark.parametrize('classes', [10, 5, 17])
+def test_white_is_one(folder, tmp_path, classes):
     """A network that asks whether the first pixels are 255 or 254."""
     layers = [(np.zeros(shape, 'float32'), np.zeros(shape[0], 'float32'))
-              for shape in SHAPES]
+              for shape in (*SHAPES[:3], (classes, 128))]
     for W, _ in layers:
         W[(0, 0, *(size // 2 for size in W.shape[2:]))] = 1
-    layers[3][1][1:] = 254.5 / 255, *8 * [-1]
+    layers[3][1][1:] = 254.5 / 255, *(classes - 2) * [-1]
     dp.export_network(layers, tmp_path / 'network.so', 2)
     images = np.array([255, 254, 0, 255, 254], 'uint8')
     dp.write_idx(tmp_path / 'images',
@@ -458,6 +461,8 @@ def test_white_is_one(folder, tmp_path):
     images = parse_idx((tmp_path / 'images').read_bytes())
     network = dp.load_network(tmp_path / 'network.so')
     assert network.classify(images).tolist() == [0, 1, 1, 0, 1]
+    X = np.zeros((2, 1, 28, 28), 'float32')
+    assert network(X).shape == (2, classes)
     run = classify(folder, tmp_path / 'network.so', tmp_path / 'images')
     assert run.stdout.split() == ['0', '1', '1', '0', '1']
 

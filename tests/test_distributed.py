@@ -350,11 +350,47 @@ def test_step_rows():
     assert set(a) != set(dist.step_rows(0, 50, 20, seed=2))
 
 
-def test_too_small_batch(data):
+@pytest.mark.parametrize(('workers', 'sync', 'batch', 'least'), [
+    (4, True, 3, 4), (4, True, 65, 4), (4, False, 7, 8), (1, True, 1, 2),
+    (2, False, 2, 4)])
+def test_batch_that_does_not_fit(data, workers, sync, batch, least):
     exchange = dist.Exchange()
-    exchange.workers = 4
-    with pytest.raises(ValueError, match=r'^batch: expected at least 4'):
-        dist.train_worker(exchange, data, steps=1, batch=3)
+    exchange.workers = workers
+    with pytest.raises(ValueError, match=f'^batch: expected {least} to 64, '
+                       f'for {workers} workers, got {batch}'):
+        dist.train_worker(exchange, data, steps=1, batch=batch, sync=sync)
+
+
+def test_smallest_batch_without_synchronisation(data):
+    results = Together(2).run(lambda exchange: dist.train_worker(
+        exchange, data, steps=1, batch=4, sync=False, dtype='float64'))
+    assert all(np.isfinite(result['losses']).all() for result in results)
+
+
+def test_checkpoint_of_a_later_step(data, tmp_path):
+    arguments = {'data': data, 'batch': 8, 'every': 2,
+                 'checkpoint': str(tmp_path / 'c.npz')}
+    dist.train_worker(dist.Exchange(), steps=2, **arguments)
+    done = dist.train_worker(dist.Exchange(), steps=2, **arguments)
+    assert done['step'] == 2 and done['losses'].size == 0
+    with pytest.raises(ValueError, match=r'^steps: expected at least 2, the '
+                       'step of the checkpoint, got 1'):
+        dist.train_worker(dist.Exchange(), steps=1, **arguments)
+
+
+def test_checkpoints_that_are_none(data, tmp_path):
+    path = tmp_path / 'c.npz'
+    text = tmp_path / 'text'
+    text.write_text('no archive')
+    dist.save_arrays(path, {'x': np.ones(3)})
+    for checkpoint in (path, text):
+        with pytest.raises(ValueError, match=r'^checkpoint: expected a file '
+                           f'of train_worker, got {checkpoint}: '):
+            dist.train_worker(dist.Exchange(), data, steps=1, batch=8,
+                              checkpoint=str(checkpoint))
+    with pytest.raises(ValueError, match=r'^every: expected at least 1'):
+        dist.train_worker(dist.Exchange(), data, steps=1, batch=8, every=0,
+                          checkpoint=str(tmp_path / 'new.npz'))
 
 
 def test_moving_statistics_of_workers_merge():
@@ -412,6 +448,10 @@ def test_save_is_whole_or_not_at_all(tmp_path, monkeypatch):
     ({'reference': 'main'}, ValueError, "^reference: expected 'module:func"),
     ({'reference': ':main'}, ValueError, "^reference: expected 'module:func"),
     ({'reference': None}, ValueError, "^reference: expected 'module:func"),
+    ({'port': 'x'}, TypeError, "^port: expected a whole number, got 'x'"),
+    ({'port': 0}, ValueError, '^port: expected more than 0, got 0'),
+    ({'port': 65536}, ValueError, '^port: expected at most 65535'),
+    ({'arguments': [1]}, TypeError, r'^arguments: expected a dict.* \[1\]'),
     ({'arguments': {'a': {1}}}, TypeError, '^arguments: .* JSON')])
 def test_launch_refuses(change, kind, message):
     with pytest.raises(kind, match=message):
@@ -423,6 +463,11 @@ def test_launch_refuses(change, kind, message):
 def test_unknown_function(reference):
     with pytest.raises(ValueError, match=r'^reference: expected'):
         dist.find_function(reference)
+
+
+def test_file_that_is_no_python(tmp_path):
+    with pytest.raises(ValueError, match=r'^reference: expected .* syntax'):
+        dist.find_function(script(tmp_path, 'this is no program\n'))
 
 
 def test_free_port():

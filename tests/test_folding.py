@@ -146,6 +146,11 @@ def arguments(**change):
     ('eps', {'eps': -1e-5}),
     ('eps', {'eps': float('nan')}),
     ('eps', {'eps': float('inf')}),
+    ('eps', {'eps': None}),
+    ('padding', {'padding': '0'}),
+    ('padding', {'padding': (0, 0.5)}),
+    ('padding', {'padding': -1}),
+    ('padding', {'padding': None}),
     ('kind', {'kind': 'convolution'}),
     ('groups', {'groups': 3}),
     ('groups', {'groups': 0}),
@@ -182,7 +187,7 @@ def test_a_shift_before_padding_is_refused(padding):
     options = {'before': True, 'padding': padding}
     with pytest.raises(ValueError, match=r'^padding: expected 0'):
         folding.fold_batch_norm(W, None, ones, ones, zeros, ones, **options)
-    with pytest.raises(ValueError, match=r'^kind: expected'):
+    with pytest.raises(ValueError, match=r'^kind: .* not every output sees'):
         folding.fold_batch_norm(W, None, *(np.ones(4),) * 2, np.zeros(4),
                                 np.ones(4), kind='transposed', before=True)
     # a scale alone is no harm: zeros stay zeros
@@ -279,6 +284,23 @@ def test_images_do_not_depend_on_each_other():
     assert_array_equal(run(module, X)[0], alone[0])
 
 
+def test_numbers_of_numpy():
+    network = folding.network_parameters(*drawn_network())
+    module = folding.relax_network(network, np.int64(2), np.float64(1e-3))
+    tvm.ir.assert_structural_equal(
+        module, folding.relax_network(network, 2, 1e-3))
+
+
+@pytest.mark.parametrize(('row', 'column', 'seen'), [
+    (25, 25, True), (26, 0, False), (0, 27, False)])
+def test_nan_where_pooling_drops(row, column, seen):
+    X = pictures(1)
+    X[0, 0, row, column] = np.nan
+    Y = run(folding.relax_network(folding.fold_network(*drawn_network()), 1),
+            X)
+    assert np.isnan(Y).all() if seen else np.isfinite(Y).all()
+
+
 def test_nan_is_not_hidden():
     params, moving = drawn_network()
     X = pictures(2)
@@ -332,9 +354,12 @@ def test_bad_networks_are_named():
     for bad in (layers[:3], layers[::-1], [], [(W, b[:7]), *layers[1:]]):
         with pytest.raises(ValueError, match=r'^network: expected'):
             folding.relax_network(bad, 1)
-    for batch in (0, -1, 1.0, '2', None):
+    for batch in (0, -1, 1.0, '2', None, True):
         with pytest.raises(ValueError, match=r'^batch: expected'):
             folding.relax_network(layers, batch)
+    for eps in (0, -1, None, float('nan')):
+        with pytest.raises(ValueError, match=r'^eps: expected'):
+            folding.relax_network(parameters, 1, eps)
     for bad in ([(W.astype('float64'), b), *layers[1:]],
                 parameters | {'mean2': np.zeros(50)}):
         with pytest.raises(TypeError, match=r'^network: expected.*float64'):

@@ -224,6 +224,15 @@ def test_one_thread_has_no_parallel_loop():
     assert 'T.parallel' not in script
 
 
+@pytest.mark.parametrize('row, column', [(26, 0), (0, 26), (27, 27)])
+def test_nan_that_pooling_drops(row, column):
+    images = draw_images(1)
+    network = module.compile_network(draw_layers(), 1)
+    before = network(images)
+    images[0, 0, row, column] = np.nan
+    np.testing.assert_array_equal(network(images), before)
+
+
 @pytest.mark.parametrize('row, column', [(0, 0), (13, 7), (25, 25)])
 def test_nan_stays_in_its_row(row, column):
     images = draw_images(3)
@@ -337,6 +346,32 @@ def test_numbers_that_are_none(name, value):
     arguments = {'batch': 1, 'threads': 1, name: value}
     with pytest.raises(ValueError, match=f'{name}: expected a positive int'):
         module.network_module(draw_layers(), **arguments)
+    with pytest.raises(ValueError, match=f'{name}: expected a positive int'):
+        module.schedule_network(draw_layers(), target='llvm', **arguments)
+    with pytest.raises(ValueError, match=f'{name}: expected a positive int'):
+        module.plan(**arguments)
+
+
+@pytest.mark.parametrize('name', ['batch', 'parts', 'lanes'])
+@pytest.mark.parametrize('value', [0, -1, 2.0, '1', True])
+def test_numbers_of_a_program_that_are_none(name, value):
+    arguments = {'batch': 1, 'parts': 1, 'lanes': 4, name: value}
+    with pytest.raises(ValueError, match=f'{name}: expected a positive int'):
+        module.network_program(draw_layers(), **arguments)
+
+
+def test_other_numbers_that_are_none():
+    with pytest.raises(ValueError, match='lanes: expected a positive int'):
+        module.packed_weights(draw_layers(), 0)
+    with pytest.raises(ValueError, match='groups: expected a positive int'):
+        module.plan(1, 1, 0)
+
+
+@pytest.mark.parametrize('parts', [3, 7, 100])
+def test_parts_that_drop_channels(parts):
+    with pytest.raises(ValueError, match='parts: expected a divisor of 50, '
+                       f'the channels, got {parts}'):
+        module.network_program(draw_layers(), 1, parts, 4)
 
 
 @pytest.mark.parametrize('target, words', [
