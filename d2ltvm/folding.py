@@ -391,4 +391,4 @@ def fold_network(params: dict[str, nd.NDArray], moving: fs.MovingStatistics,
               for (W, b), (gamma, beta, mean, var)
               in zip(layers, norms, strict=False)]
     W, b = layers[3]
-    return [*folded, (W, np.zeros(10, 'float32') if b is None else b)]
+    return [*folded, (W, np.zeros(len(W), W.dtype) if b is None else b)]
