@@ -1,7 +1,7 @@
 """One training step of the digit network, by its normalization."""
-from mxnet import autograd, nd
 
 from d2ltvm import from_scratch as fs
+from d2ltvm.mxnet_today import autograd, nd
 from d2ltvm.training_operator import CompiledBatchNorm
 
 BATCH_SIZE = 64

@@ -15,6 +15,7 @@ import. Each holds what one notebook saves:
     interactive        Figures that answer
     mnist              The digits: MNIST
     moving_statistics  Moving statistics and their conventions
+    mxnet_today        MXNet on today's Python and NumPy
     network_schedule   A schedule for the network
     theory             Batch normalization: what it does and why
     training_operator  Batch norm that trains, compiled
@@ -28,8 +29,8 @@ from collections.abc import Iterator
 
 _MODULES = ['cpu_schedule', 'deployment', 'distributed', 'folding',
             'from_scratch', 'gluon_module', 'gpu_schedule', 'interactive',
-            'mnist', 'moving_statistics', 'network_schedule', 'theory',
-            'training_operator', 'tvm_inference']
+            'mnist', 'moving_statistics', 'mxnet_today', 'network_schedule',
+            'theory', 'training_operator', 'tvm_inference']
 _MODULE_OF = {  # names that are found in `d2ltvm` itself
     'batch_norm': 'tvm_inference',
     'batch_norm_float64': 'tvm_inference',

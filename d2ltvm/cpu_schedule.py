@@ -511,7 +511,7 @@ def bn_timer_mxnet(c: int, n: int, ctx: str) -> Callable[[int], float]:
         If MXNet is not installed.
     """
     with needed_for('bn_timer_mxnet'):
-        import mxnet as mx
+        from d2ltvm.mxnet_today import mx
     data, mean, var, gamma, beta, out = get_bn_data_mxnet(c, n, ctx)
     batch_norm_mxnet(data, mean, var, gamma, beta, out)  # checks them once
 

@@ -22,19 +22,15 @@ from numpy.typing import ArrayLike
 
 import d2ltvm
 from d2ltvm import from_scratch as fs
-from d2ltvm import needed_for
+from d2ltvm.mxnet_today import autograd, mx, nd
 from d2ltvm.theory import centre, merge_statistics
 
-with needed_for('d2ltvm.distributed'):
-    import mxnet as mx
-    from mxnet import autograd, nd
-
-__all__ = ['Exchange', 'GUARD', 'SyncBatchNorm', 'WORK', 'check_launch',
-           'find_function', 'fit_exchange_time', 'free_port', 'is_stopped',
-           'last_words', 'launch', 'merged_moving', 'own_part', 'pack_state',
-           'read_counts', 'save_arrays', 'slowest', 'start', 'start_all',
-           'step_rows', 'stop', 'synchronised', 'time_worker', 'train_step',
-           'train_worker', 'unpack_state', 'watch', 'work']
+__all__ = ['Exchange', 'GUARD', 'SERVE', 'SyncBatchNorm', 'WORK',
+           'check_launch', 'find_function', 'fit_exchange_time', 'free_port',
+           'is_stopped', 'last_words', 'launch', 'merged_moving', 'own_part',
+           'pack_state', 'read_counts', 'save_arrays', 'slowest', 'start',
+           'start_all', 'step_rows', 'stop', 'synchronised', 'time_worker',
+           'train_step', 'train_worker', 'unpack_state', 'watch', 'work']
 
 
 # chapters/distributed.ipynb, cell fn-part
@@ -172,7 +168,7 @@ def save_arrays(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
     """Write a dictionary of arrays as an npz file, whole or not at all."""
     part = f'{path}.{os.getpid()}.part'
     with open(part, 'wb') as file:
-        np.savez(file, **arrays)
+        np.savez(file, allow_pickle=False, **arrays)
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)
@@ -241,6 +237,10 @@ threading.Thread(target=guard, daemon=True).start()
 
 
 # chapters/distributed.ipynb, cell fn-start
+SERVE = 'from d2ltvm.mxnet_today import mx  # serves until the run ends'
+
+
+# chapters/distributed.ipynb, cell fn-start
 WORK = '''import sys
 from d2ltvm.distributed import work
 work(*sys.argv[1:])
@@ -293,7 +293,7 @@ def start_all(run: dict[str, subprocess.Popen], folder: str, reference: str,
         role, _, number = name.partition(' ')
         settings['DMLC_ROLE'] = role
         command = ((GUARD + WORK, folder, number, str(reference))
-                   if role == 'worker' else (GUARD + 'import mxnet',))
+                   if role == 'worker' else (GUARD + SERVE,))
         run[name] = start(name, folder, settings, *command)
 
 

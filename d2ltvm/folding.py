@@ -12,9 +12,9 @@ import numpy as np
 from d2ltvm import from_scratch as fs
 from d2ltvm import needed_for
 from d2ltvm.mnist import Digits
+from d2ltvm.mxnet_today import nd
 
 with needed_for('d2ltvm.folding'):
-    from mxnet import nd
     from tvm import IRModule, relax
 
 __all__ = ['KINDS', 'SHAPES', 'fold_batch_norm', 'fold_network',
@@ -353,12 +353,12 @@ def fold_batch_norm(W: np.ndarray, b: np.ndarray | None, gamma: np.ndarray,
             bias, taps = bias * s + t, taps * s[:, :, None, None]
     if kind == 'transposed':
         taps = taps.swapaxes(1, 2)
-    taps, bias = taps.reshape(W.shape), bias.reshape(-1)
-    for name, result in (('W', taps), ('b', bias)):
+    weight, bias = taps.reshape(W.shape), bias.reshape(-1)
+    for name, result in (('W', weight), ('b', bias)):
         if (abs(result) > np.finfo(W.dtype).max).any():
             raise ValueError(f'{name}: expected results that fit {W.dtype}, '
                              f'got {abs(result).max():.4g}')
-    return taps.astype(W.dtype), bias.astype(W.dtype)
+    return weight.astype(W.dtype), bias.astype(W.dtype)
 
 
 # chapters/folding.ipynb, cell fn-fold-network

@@ -10,11 +10,10 @@ import numpy as np
 
 from d2ltvm import needed_for
 from d2ltvm.mnist import Digits
+from d2ltvm.mxnet_today import autograd, mx, nd
 from d2ltvm.theory import check_count, check_number, merge_statistics
 
 with needed_for('d2ltvm.from_scratch'):
-    import mxnet as mx
-    from mxnet import autograd, nd
     from tqdm import tqdm
 
 __all__ = ['MovingStatistics', 'accuracy', 'apply_statistics', 'batch_norm',
@@ -560,7 +559,8 @@ def accuracy(images: np.ndarray, labels: np.ndarray,
         raise ValueError('images: expected at least one, got none')
     correct = 0
     for X, y in batches(images, labels, batch_size, ctx):
-        correct += (net(X, params, norm).argmax(axis=1) == y).sum().asscalar()
+        correct += int((net(X, params, norm).argmax(axis=1) == y)
+                       .sum().asscalar())
     return correct / len(images)
 
 

@@ -11,12 +11,11 @@ from d2ltvm import needed_for
 from d2ltvm.from_scratch import (apply_statistics, batch_statistics, batches,
                                  check_arguments, check_images)
 from d2ltvm.mnist import Digits
+from d2ltvm.mxnet_today import autograd, gluon, init, mx, nd
 from d2ltvm.theory import check_count, check_number
 
 with needed_for('d2ltvm.gluon_module'):
-    import mxnet as mx
     from d2l import mxnet as d2l
-    from mxnet import autograd, gluon, init, nd
     from mxnet.gluon import nn
 
 __all__ = ['BNLeNet', 'BNLeNetScratch', 'BatchNorm', 'BatchNormOperator',
@@ -414,5 +413,6 @@ def fit(model: d2l.Module, data: d2l.DataModule, max_epochs: int = 10,
     model.board = d2l.ProgressBoard(display=False)
     model.plot_train_per_epoch = model.plot_valid_per_epoch = 1
     d2l.Trainer(max_epochs, num_gpus).fit(model, data)
-    return np.array([[float(point.y) for point in model.board.data[name]]
+    return np.array([[float(np.ravel(point.y)[0])
+                      for point in model.board.data[name]]
                      for name in ('train_loss', 'val_loss', 'val_acc')]).T

@@ -6,14 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from d2ltvm import needed_for
 from d2ltvm.from_scratch import (apply_statistics, batch_statistics,
                                  check_arguments)
+from d2ltvm.mxnet_today import autograd, gluon, mx, nd
 from d2ltvm.theory import check_count, check_number
-
-with needed_for('d2ltvm.moving_statistics'):
-    import mxnet as mx
-    from mxnet import autograd, gluon, nd
 
 __all__ = ['BatchNorm', 'CONVENTIONS', 'convert_statistics', 'load_checked',
            'moving_factor', 'normalize_inplace', 'update_statistics']

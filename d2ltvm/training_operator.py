@@ -13,13 +13,12 @@ import numpy as np
 from d2ltvm import needed_for
 from d2ltvm.cpu_schedule import host_target, vector_lanes
 from d2ltvm.from_scratch import apply_statistics
+from d2ltvm.mxnet_today import autograd, mx, nd
 from d2ltvm.theory import check_number, merge_statistics
 
 with needed_for('d2ltvm.training_operator'):
-    import mxnet as mx
     import tvm
     import tvm_ffi
-    from mxnet import autograd, nd
     from tvm.ir import Expr
     from tvm.script.ir_builder import IRBuilder
     from tvm.tirx import Buffer, PrimFunc, Var

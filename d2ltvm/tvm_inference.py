@@ -105,7 +105,7 @@ def _check_eps(eps: float) -> None:
     if isinstance(eps, bool) or not isinstance(eps, numbers.Real):
         raise TypeError(f'eps must be a real number, got {eps!r}')
     limits = np.finfo('float32')
-    if not limits.tiny <= eps <= limits.max:
+    if not float(limits.tiny) <= eps <= float(limits.max):
         raise ValueError('eps must be positive and within the range of '
                          f'float32, got {eps}')
 
@@ -282,7 +282,7 @@ def get_bn_data_mxnet(c: int, n: int, ctx: str = 'cpu') -> tuple:
     if not isinstance(ctx, str) or ctx not in ('cpu', 'gpu'):
         raise ValueError(f"ctx must be 'cpu' or 'gpu', got {ctx!r}")
     with needed_for('get_bn_data_mxnet'):
-        import mxnet as mx
+        from d2ltvm.mxnet_today import mx
     if ctx == 'gpu' and not mx.context.num_gpus():
         raise ValueError("ctx is 'gpu', but MXNet finds no GPU")
     device = getattr(mx, ctx)()
@@ -316,7 +316,7 @@ def batch_norm_mxnet(data: Any, mean: Any, var: Any, gamma: Any, beta: Any,
         If MXNet is not installed.
     """
     with needed_for('batch_norm_mxnet'):
-        import mxnet as mx
+        from d2ltvm.mxnet_today import mx
     _check_eps(eps)
     _check_array('data', data, mx.nd.NDArray, (None,) * 4)
     _check_array('out', out, mx.nd.NDArray, data.shape)

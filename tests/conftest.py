@@ -1,9 +1,10 @@
 """What several test files share."""
-import mxnet as mx
 import pdf
 import pytest
 from hypothesis import HealthCheck, settings
 from playwright.sync_api import sync_playwright
+
+from d2ltvm.mxnet_today import mx
 
 # The same examples on every run; a slow machine is no failure
 settings.register_profile(

@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import d2ltvm
-import mxnet as mx
 import numpy as np
 import pytest
 import tvm
@@ -15,6 +14,7 @@ from tvm import te
 from tvm.target import Target, codegen
 
 from d2ltvm import cpu_schedule as module
+from d2ltvm.mxnet_today import mx
 from d2ltvm.tvm_inference import batch_norm, batch_norm_float64, bn_error
 
 BOUND = 1e-6  # seven float32 roundings are at most 4.2e-7

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mxnet import autograd, nd
 from numpy.testing import assert_allclose, assert_array_equal
 
 from d2ltvm import distributed as dist
 from d2ltvm import from_scratch as fs
+from d2ltvm.mxnet_today import autograd, nd
 from d2ltvm.theory import (batch_norm_backward, batch_norm_forward,
                            merge_statistics)
 
@@ -47,7 +47,7 @@ def processes(mark):
 def script(folder, source, name='main'):
     path = folder / 'program.py'
     path.write_text('import os, signal, sys, time\nfrom pathlib import Path\n'
-                    'import mxnet as mx\nimport numpy as np\n'
+                    'from d2ltvm.mxnet_today import mx\nimport numpy as np\n'
                     'from d2ltvm.distributed import *\n' + source)
     return f'{path}:{name}'
 

@@ -1,17 +1,16 @@
 """The fold against MXNet in float64, its refusals, the network in Relax."""
-import mxnet as mx
 import numpy as np
 import pytest
 import tvm
 from hypothesis import given
 from hypothesis import strategies as st
-from mxnet import nd
 from numpy.testing import assert_allclose, assert_array_equal
 from tvm import relax
 
 from d2ltvm import folding
 from d2ltvm import from_scratch as fs
 from d2ltvm.mnist import Digits
+from d2ltvm.mxnet_today import mx, nd
 
 # The biggest relative error of one rounding
 UNIT = {'float32': 2.0 ** -24, 'float64': 2.0 ** -53}

@@ -1,14 +1,13 @@
 """The layer from scratch: printed values, faults, awkward input, training."""
-import mxnet as mx
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mxnet import autograd, nd
 from numpy.testing import assert_allclose, assert_array_equal
 
 from d2ltvm import from_scratch as fs
 from d2ltvm.mnist import Digits, digits_28
+from d2ltvm.mxnet_today import autograd, mx, nd
 
 # Every test runs in both semantics of MXNet
 pytestmark = pytest.mark.usefixtures('semantics')

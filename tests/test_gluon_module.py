@@ -2,13 +2,12 @@
 import subprocess
 import sys
 
-import mxnet as mx
 import numpy as np
 import pytest
+from d2ltvm.mxnet_today import autograd, gluon, init, mx, nd
 from d2l import mxnet as d2l
 from hypothesis import given
 from hypothesis import strategies as st
-from mxnet import autograd, gluon, init, nd
 from mxnet.gluon import nn
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -456,7 +455,8 @@ def test_function_returns_the_kind_it_got(array):
 def test_import_leaves_the_switch_alone(before, after):
     """And works with the switch thrown before or after the import."""
     program = f'''
-import mxnet as mx, numpy as np
+import numpy as np
+from d2ltvm.mxnet_today import mx
 mx.npx.set_np(shape={before}, array={before})
 from d2ltvm import gluon_module as gm
 assert mx.util.is_np_array() == mx.util.is_np_shape() == {bool(before)}

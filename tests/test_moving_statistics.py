@@ -1,13 +1,12 @@
 """PuzzleLib's module: printed values, faults, files, conversions."""
-import mxnet as mx
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mxnet import autograd, gluon, nd, npx
 from numpy.testing import assert_allclose, assert_array_equal
 
 from d2ltvm import moving_statistics as ms
+from d2ltvm.mxnet_today import autograd, gluon, mx, nd, npx
 
 factors = st.sampled_from([(1.0, 0.1), (1.0, 0.0), (0.1, 0.1), (0.5, 0.2),
                            (0.0, 0.9)])

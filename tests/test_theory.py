@@ -298,8 +298,8 @@ def test_the_family_closes():
 def test_against_mxnet_before_and_after_set_np(switched):
     program = f'''
 import numpy as np
-from mxnet import autograd, nd, npx
 from d2ltvm import theory
+from d2ltvm.mxnet_today import autograd, nd, npx
 if {switched}:
     npx.set_np()
 rng = np.random.default_rng(0)
@@ -400,7 +400,7 @@ def test_merging_any_split_in_any_order(sizes, seed, offset, scale, order):
 
 
 def test_merging_takes_any_arithmetic():
-    from mxnet import nd
+    from d2ltvm.mxnet_today import nd
     tvm = pytest.importorskip('tvm')
     parts = (2, [1.0, 4.0], [8.0, 0.5]), (6, [3.0, 0.0], [1.0, 2.0])
     expected = theory.merge_statistics(

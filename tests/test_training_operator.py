@@ -8,17 +8,16 @@ One float32 rounding is 6e-8 of its term, and TOLERANCE is about 80 of them.
 import subprocess
 import sys
 
-import mxnet as mx
 import numpy as np
 import pytest
 import tvm
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from mxnet import autograd, nd
 from numpy.testing import assert_allclose, assert_array_equal
 
 from d2ltvm import from_scratch as fs
 from d2ltvm import training_operator as module
+from d2ltvm.mxnet_today import autograd, mx, nd
 
 TOLERANCE = 5e-6
 quick = settings(deadline=None, max_examples=60, derandomize=True)
@@ -570,8 +569,8 @@ def test_other_refusals():
 
 TRAINING = '''
 import numpy as np
-from mxnet import nd
 from d2ltvm import from_scratch as fs, training_operator as module
+from d2ltvm.mxnet_today import nd
 images = nd.random.uniform(shape=(16, 1, 28, 28))
 labels = nd.arange(16) % 10
 params, layer = fs.init_params(), module.CompiledBatchNorm()

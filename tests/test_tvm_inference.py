@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import d2ltvm
-import mxnet as mx
 import numpy as np
 import pytest
 import tvm
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 from tvm import te
 
 from d2ltvm import tvm_inference as module
+from d2ltvm.mxnet_today import mx
 
 BOUND = 1e-6  # six float32 roundings are at most 3.6e-7
 
