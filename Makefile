@@ -34,10 +34,12 @@ test: check
 
 check: $(ready)
 	.venv/bin/ruff check .
+	$(python) tools/opening.py --check
 	$(python) tools/cut.py --check
 	.venv/bin/mypy
 
 package: $(ready)
+	$(python) tools/opening.py
 	$(python) tools/cut.py
 
 notebooks: package
@@ -49,6 +51,10 @@ lab: package
 bench: package $(peers)
 	$(python) benchmarks/run.py
 
+# A Python that was named is looked at each time
+ifdef PYTHON
+.PHONY: $(ready)
+endif
 $(ready): requirements.txt pyproject.toml tools/environment.sh
 	@sh tools/environment.sh
 

@@ -71,7 +71,7 @@ def test_checks_before_a_commit_are_the_first_step_of_the_tests(clone):
         for line in recipe[1].splitlines()]
     assert re.search('^test: check$', MAKEFILE, re.MULTILINE)
     printed = run(clone, '.venv/bin/pre-commit run --all-files')
-    assert printed.count('Passed') == len(hooks) == 3
+    assert printed.count('Passed') == len(hooks) == 4
 
 
 def test_a_check_can_fail(clone):
