@@ -134,8 +134,9 @@ def check_build(shape: tuple[int, ...], dtype: str, eps: float) -> None:
         raise ValueError("dtype: expected 'float32' or 'float16', got "
                          f'{dtype!r}')
     limits = np.finfo('float32')
-    if (isinstance(eps, bool) or not isinstance(eps, numbers.Real)
-            or not limits.tiny <= eps <= limits.max):
+    value = eps.item() if isinstance(eps, np.generic) else eps
+    if (isinstance(value, bool) or not isinstance(value, numbers.Real)
+            or not float(limits.tiny) <= value <= float(limits.max)):
         raise ValueError(f'eps: expected a positive float32, got {eps!r}')
 
 

@@ -102,10 +102,11 @@ def _check_sizes(c: int, n: int) -> None:
 # chapters/tvm_inference.ipynb, cell fn-checks
 def _check_eps(eps: float) -> None:
     """Refuse what is not a positive number in float32."""
-    if isinstance(eps, bool) or not isinstance(eps, numbers.Real):
+    value = eps.item() if isinstance(eps, np.generic) else eps
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f'eps must be a real number, got {eps!r}')
     limits = np.finfo('float32')
-    if not float(limits.tiny) <= eps <= float(limits.max):
+    if not float(limits.tiny) <= value <= float(limits.max):
         raise ValueError('eps must be positive and within the range of '
                          f'float32, got {eps}')
 

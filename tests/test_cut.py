@@ -303,7 +303,7 @@ def chain():
             except ImportError as error:
                 print(error.name, error, sep='|')''') == (
         0, text.format('draw()', 'no_outer')
-        + text.format('d2ltvm.inner', 'no_inner'))
+        + text.format('chain()', 'no_inner'))
 
 
 # Writing

@@ -83,7 +83,8 @@ def test_sizes_that_together_are_too_large():
 BAD_EPS = [(0, ValueError), (-1e-5, ValueError), (math.nan, ValueError),
            (math.inf, ValueError), (1e-46, ValueError), (1e39, ValueError),
            (True, TypeError), ('1e-5', TypeError), (None, TypeError),
-           (1j, TypeError), (np.array([1e-5]), TypeError)]
+           (1j, TypeError), (np.array([1e-5]), TypeError),
+           (np.float16(0), ValueError), (np.float32('inf'), ValueError)]
 
 
 @pytest.mark.parametrize('eps, error', BAD_EPS)

@@ -57,15 +57,15 @@ def needed_for(purpose: str) -> Iterator[None]:
 
     Raises
     ------
-    ImportError
-        Instead of ModuleNotFoundError; starts with `purpose`, a string.
+    ModuleNotFoundError
+        Starts with `purpose`, a string; of nested blocks with the outermost.
     """
     try:
         yield
     except ModuleNotFoundError as error:
         package = {'tvm': 'apache-tvm', 'sklearn': 'scikit-learn'}.get(
             error.name or '', error.name)
-        raise ImportError(
+        raise ModuleNotFoundError(
             f'{purpose} needs the package {package!r}, which is not '
             'installed; requirements.txt names the tested version',
             name=error.name) from error
