@@ -1,6 +1,6 @@
 # The environment of the book, for Docker and for Binder:
 #   docker build -t batch-norm . && docker run --rm -p 127.0.0.1:8888:8888 batch-norm
-FROM python:3.11-slim-bookworm
+FROM python:3.13-slim-bookworm
 
 RUN apt-get update \
     && apt-get install -y --no-install-recommends chromium git make \

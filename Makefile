@@ -11,7 +11,7 @@ ifneq ($(shell cat $(ready) 2>/dev/null),$(CURDIR))
 .PHONY: $(ready)
 endif
 
-.PHONY: book live pdf test check package notebooks lab bench clean
+.PHONY: book live pdf test lock check package notebooks lab bench clean
 .DELETE_ON_ERROR:
 
 book: package
@@ -47,6 +47,17 @@ notebooks: package
 
 lab: package
 	.venv/bin/jupyter lab chapters
+
+# Pin again what pyproject.toml and mxnet.txt ask for; newer versions come by
+# `make lock LOCKFLAGS=--upgrade`
+lock = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 \
+    --fork-strategy fewest --generate-hashes --no-annotate \
+    --custom-compile-command 'make lock' $(LOCKFLAGS) pyproject.toml
+lock: $(ready)
+	$(lock) mxnet.txt --extra tvm --extra mxnet --extra onnx --extra book \
+	    --output-file requirements.txt
+	$(lock) --extra bench --constraints requirements.txt \
+	    --no-emit-package torch --output-file benchmarks/requirements.txt
 
 bench: package $(peers)
 	$(python) benchmarks/run.py

@@ -1,7 +1,9 @@
 #!/bin/sh
-# Make .venv with everything that requirements.txt pins, or say in one
-# sentence why that cannot be done here. A second run finds nothing to do.
+# Make .venv, or the folder $VENV, with everything that requirements.txt pins,
+# or say in one sentence why that cannot be done here. A second run finds
+# nothing to do.
 set -eu
+venv=${VENV:-.venv}
 
 stop() {
     echo "error: $1" >&2
@@ -43,14 +45,14 @@ fi
 
 # Keep an environment that is whole, and of this Python if one was named
 same='import sys; print(sys.version, sys.base_prefix)'
-if [ "$(cat .venv/.ready 2>/dev/null)" = "$(pwd)" ] &&
-    supported .venv/bin/python && {
+if [ "$(cat "$venv/.ready" 2>/dev/null)" = "$(pwd)" ] &&
+    supported "$venv/bin/python" && {
         [ -z "${PYTHON:-}" ] || [ "$("$python" -c "$same")" = \
-            "$(.venv/bin/python -c "$same")" ]
+            "$("$venv/bin/python" -c "$same")" ]
     }
 then
     [ -n "$(find requirements.txt pyproject.toml tools/environment.sh \
-        -newer .venv/.ready)" ] || exit 0
+        -newer "$venv/.ready")" ] || exit 0
 else
     # The machines that MXNet 1.9.1 and TVM 0.27 both publish a wheel for
     "$python" -c '
@@ -62,18 +64,18 @@ sys.exit(sys.platform != "linux"
          or [int(part) for part in version.split(".")[:2]] < [2, 28])' ||
         stop "MXNet 1.9.1 and TVM 0.27 have no common wheel for this machine \
 ($(uname -sm)); they need Linux on x86-64 or aarch64 with glibc 2.28 or later"
-    "$python" -m venv --clear .venv 2>/dev/null || {
-        rm -rf .venv
+    "$python" -m venv --clear "$venv" 2>/dev/null || {
+        rm -rf "$venv"
         stop "$python cannot make a virtual environment here; on Debian and \
 Ubuntu the package python3-venv of its version is missing"
     }
 fi
 
-echo "Installing the pinned packages into .venv (a minute or two) ..."
+echo "Installing the pinned packages into $venv (a minute or two) ..."
 pip() {
-    .venv/bin/python -m pip --disable-pip-version-check --quiet "$@"
+    "$venv/bin/python" -m pip --disable-pip-version-check --quiet "$@"
 }
-rm -f .venv/.ready
+rm -f "$venv/.ready"
 # --no-deps: the list is whole, and MXNet's metadata forbids its NumPy
 pip install --no-deps --require-hashes --only-binary :all: \
     -r requirements.txt ||
@@ -84,4 +86,4 @@ pip install --no-deps --no-build-isolation --editable . ||
 complaints=$(pip check | grep -vE '^(mxnet 1\.9\.1|d2l 1\.0\.3) ' || true)
 [ "$complaints" = "" ] || [ "$complaints" = "No broken requirements found." ] ||
     stop "the packages do not fit together: $complaints"
-pwd > .venv/.ready
+pwd > "$venv/.ready"
