@@ -18,6 +18,7 @@
     });
     for (const cell of cells) {
       const code = cell.querySelector(".cell_input pre");
+      code.textContent = code.textContent;  // nothing of it is folded
       code.dataset.executable = "";
       code.dataset.language = "python";
       cell.querySelector(".copybtn")?.remove();
