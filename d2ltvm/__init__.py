@@ -5,6 +5,7 @@
 A module is loaded when it is first used, be it by `d2ltvm.NAME` or by an
 import. Each holds what one notebook saves:
 
+    checks             Checks: what a function refuses
     cpu_schedule       A schedule for the CPU
     deployment         A network without Python
     distributed        A batch in many machines
@@ -27,7 +28,7 @@ import contextlib
 import importlib
 from collections.abc import Iterator
 
-_MODULES = ['cpu_schedule', 'deployment', 'distributed', 'folding',
+_MODULES = ['checks', 'cpu_schedule', 'deployment', 'distributed', 'folding',
             'from_scratch', 'gluon_module', 'gpu_schedule', 'interactive',
             'mnist', 'moving_statistics', 'mxnet_today', 'network_schedule',
             'theory', 'training_operator', 'tvm_inference']
