@@ -16,7 +16,7 @@ COMMANDS = [line for block in re.findall(r'```sh\n(.*?)```', TEXT, re.DOTALL)
             for line in block.splitlines()]
 MAKEFILE = (ROOT / 'Makefile').read_text()
 TARGETS = re.search(r'^\.PHONY: (book .*)', MAKEFILE, re.MULTILINE)[1].split()
-SLOW = {'make lab', 'make notebooks', 'make test', 'make book'}
+SLOW = {'make lab', 'make lock', 'make notebooks'}
 
 
 @pytest.fixture(scope='module')
