@@ -135,7 +135,7 @@ def check_build(shape: tuple[int, ...], dtype: str, eps: float) -> None:
                          f'{dtype!r}')
     limits = np.finfo('float32')
     value = eps.item() if isinstance(eps, np.generic) else eps
-    if (isinstance(value, bool) or not isinstance(value, numbers.Real)
+    if (isinstance(eps, bool) or not isinstance(eps, numbers.Real)
             or not float(limits.tiny) <= value <= float(limits.max)):
         raise ValueError(f'eps: expected a positive float32, got {eps!r}')
 

@@ -103,7 +103,7 @@ def _check_sizes(c: int, n: int) -> None:
 def _check_eps(eps: float) -> None:
     """Refuse what is not a positive number in float32."""
     value = eps.item() if isinstance(eps, np.generic) else eps
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if isinstance(eps, bool) or not isinstance(eps, numbers.Real):
         raise TypeError(f'eps must be a real number, got {eps!r}')
     limits = np.finfo('float32')
     if not float(limits.tiny) <= value <= float(limits.max):
