@@ -11,7 +11,7 @@ ifneq ($(shell cat $(ready) 2>/dev/null),$(CURDIR))
 .PHONY: $(ready)
 endif
 
-.PHONY: book live pdf test lock check package notebooks lab bench clean
+.PHONY: book live pdf test lock check package notebooks lab bench shape clean
 .DELETE_ON_ERROR:
 
 book: package
@@ -71,6 +71,9 @@ $(ready): requirements.txt pyproject.toml tools/environment.sh
 
 $(peers): benchmarks/requirements.txt benchmarks/environment.sh | $(ready)
 	@sh benchmarks/environment.sh
+
+shape: $(ready)
+	$(python) tools/shape.py
 
 clean:
 	rm -rf .venv .venv-bench _build d2ltvm.egg-info .pytest_cache .ruff_cache .mypy_cache
