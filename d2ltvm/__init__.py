@@ -72,10 +72,12 @@ def needed_for(purpose: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         package = {'tvm': 'apache-tvm', 'sklearn': 'scikit-learn'}.get(
             error.name or '', error.name)
+        cure = ('pip install --no-deps mxnet==1.9.1 d2l==1.0.3 installs it'
+                if package in ('mxnet', 'd2l') else
+                'requirements.txt names the tested version')
         raise ModuleNotFoundError(
             f'{purpose} needs the package {package!r}, which is not '
-            'installed; requirements.txt names the tested version',
-            name=error.name) from error
+            f'installed; {cure}', name=error.name) from error
 
 
 def __getattr__(name: str) -> object:

@@ -10,7 +10,7 @@ import numpy as np
 
 from d2ltvm import needed_for
 from d2ltvm.mnist import Digits
-from d2ltvm.mxnet_today import autograd, mx, nd
+from d2ltvm.mxnet_today import autograd, describe_gpu, mx, nd
 from d2ltvm.theory import check_count, check_number, merge_statistics
 
 with needed_for('d2ltvm.from_scratch'):
@@ -490,9 +490,25 @@ def median_times(functions: Mapping[str, Callable[[], object]],
 
 # chapters/from_scratch.ipynb, cell fn-choose-device
 def choose_device() -> mx.Context:
-    """The first GPU if MXNet can use one, else the CPU; prints which."""
-    device = mx.gpu(0) if mx.context.num_gpus() else mx.cpu()
-    print(f'MXNet computes on {device}')
+    """The first GPU if MXNet can compute on it, else the CPU; prints why.
+
+    Returns
+    -------
+    mx.Context
+    """
+    device, count = mx.cpu(), mx.context.num_gpus()
+    if not mx.runtime.Features().is_enabled('CUDA'):
+        reason = 'it is built without CUDA'
+    elif not count:
+        reason = 'it finds no GPU'
+    else:
+        words, served = describe_gpu()
+        reason = f'GPU 0 of {count} is {words}'
+        if served:
+            device = mx.gpu(0)
+        else:
+            reason += ', for which it holds no programs'
+    print(f'MXNet computes on {device}: {reason}')
     return device
 
 

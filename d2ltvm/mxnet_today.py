@@ -3,14 +3,17 @@
 """MXNet on today's Python and NumPy"""
 
 import builtins
+import ctypes
 import functools
 import importlib
 import importlib.abc
 import importlib.machinery
-import importlib.util
+import os
+import re
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -18,7 +21,8 @@ import numpy as np
 
 from d2ltvm import needed_for
 
-__all__ = ['Finder', 'old_numpy', 'old_text', 'prepare']
+__all__ = ['Finder', 'OldText', 'as_array', 'describe_gpu', 'load_cuda',
+           'mxnet_version', 'old_numpy', 'old_version', 'prepare']
 
 
 # chapters/mxnet_today.ipynb, cell fn-stand-in
@@ -43,8 +47,7 @@ def old_numpy() -> ModuleType:
         {'bool': bool, 'int': int, 'PZERO': 0.0, 'NZERO': -0.0,
          'PINF': np.inf, 'NINF': -np.inf, 'Inf': np.inf,
          'NAN': np.nan, 'NaN': np.nan, 'alltrue': np.all, 'sometrue': np.any,
-         'product': np.prod, 'round_': np.round,
-         'trapz': np.trapezoid,
+         'product': np.prod, 'round_': np.round, 'trapz': np.trapezoid,
          'in1d': lambda a, b, **options: np.isin(np.ravel(a), b, **options),
          'msort': lambda a: np.sort(a, axis=0),
          'compat': types.SimpleNamespace(basestring=str)},
@@ -53,35 +56,90 @@ def old_numpy() -> ModuleType:
     return old
 
 
-# chapters/mxnet_today.ipynb, cell fn-text
-def old_text(value: object) -> str:
-    """`str(value)` as NumPy 1 wrote it.
+# chapters/mxnet_today.ipynb, cell fn-version
+def old_version(text: str) -> list[int]:
+    """A version as numbers that can be compared, in place of `distutils`.
 
     Parameters
     ----------
-    value : object
-        Numbers of NumPy in a tuple or list are written as plain numbers.
+    text : str
+        Such as '1.9.1'.
 
     Returns
     -------
-    str
-        What MXNet's C++ reads as a shape: '(2, 3)', not '(np.int64(2), 3)'.
+    list of int
+        The numbers in it: [1, 9, 1].
     """
-    if not isinstance(value, tuple | list):
-        return str(value)
-    with np.printoptions(legacy='1.25'):
-        return str(value)
+    return [int(number) for number in re.findall('[0-9]+', text)]
+
+
+# chapters/mxnet_today.ipynb, cell fn-text
+class OldText:
+    """Takes the place of `str` where MXNet writes text for C++."""
+
+    def __call__(self, value: object) -> str:
+        """`str(value)` as NumPy 1 wrote it: '(2, 3)'."""
+        if not isinstance(value, tuple | list):
+            return str(value)
+        with np.printoptions(legacy='1.25'):
+            return str(value)
+
+    def __instancecheck__(self, value: object) -> bool:
+        """For `isinstance(value, str)`."""
+        return isinstance(value, str)
+
+
+# chapters/mxnet_today.ipynb, cell fn-array
+def as_array(self: Any, dtype: Any = None, copy: Any = None) -> np.ndarray:
+    """The method `__array__` of MXNet's arrays, by which NumPy reads them.
+
+    Parameters
+    ----------
+    self : mx.nd.NDArray or mx.np.ndarray
+    dtype : dtype, optional
+        That of the result; default: that of `self`.
+    copy : bool, optional
+        Not looked at: the result is a copy.
+
+    Returns
+    -------
+    ndarray, of the same shape
+    """
+    return np.asarray(self.asnumpy(), dtype)
 
 
 # chapters/mxnet_today.ipynb, cell fn-finder
-def _import(*args: Any, **options: Any) -> ModuleType:
-    module = builtins.__import__(*args, **options)
+_GONE = ('distutils.version',)
+
+
+# chapters/mxnet_today.ipynb, cell fn-finder
+def _import(name: str, *args: Any, **options: Any) -> Any:
+    if name in _GONE:
+        return types.SimpleNamespace(StrictVersion=old_version,
+                                     LooseVersion=old_version)
+    module = builtins.__import__(name, *args, **options)
     return old_numpy() if module is np else module
 
 
 # chapters/mxnet_today.ipynb, cell fn-finder
+def _execute(original: Callable, module: ModuleType) -> None:
+    names = vars(module)
+    names['__builtins__'] = {**vars(builtins), '__import__': _import}
+    if module.__name__ in ('mxnet._ctypes.ndarray', 'mxnet._ctypes.symbol',
+                           'mxnet.io.io', 'mxnet.symbol.symbol'):
+        names['str'] = OldText()
+    if module.__name__ == 'mxnet':
+        load_cuda()  # see the section on GPUs
+    original(module)
+    if module.__name__ == 'mxnet.ndarray.ndarray':
+        names['NDArray'].__array__ = as_array
+
+
+# chapters/mxnet_today.ipynb, cell fn-finder
 class Finder(importlib.abc.MetaPathFinder):
-    """Finds MXNet's modules, and gives them `old_numpy` for NumPy."""
+    """Finds MXNet's modules, and gives them the old names as they start."""
+
+    helps_mxnet = True
 
     def find_spec(self, name: str, path: Sequence[str] | None,
                   target: ModuleType | None = None
@@ -90,49 +148,72 @@ class Finder(importlib.abc.MetaPathFinder):
         if name.partition('.')[0] != 'mxnet':
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
-        if spec is None or spec.loader is None:
-            return spec
-        execute = spec.loader.exec_module
-
-        def exec_module(module: ModuleType) -> None:
-            vars(module)['__builtins__'] = {**vars(builtins),
-                                            '__import__': _import}
-            if name.startswith('mxnet._ctypes.'):
-                vars(module)['str'] = old_text
-            execute(module)
-
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        if spec is not None and spec.loader is not None:
+            spec.loader.exec_module = (  # type: ignore[method-assign]
+                functools.partial(_execute, spec.loader.exec_module))
         return spec
+
+
+# chapters/mxnet_today.ipynb, cell fn-mxnet-version
+def _mxnet_folder() -> Path:
+    spec = importlib.machinery.PathFinder.find_spec('mxnet')
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("No module named 'mxnet'", name='mxnet')
+    return Path(spec.origin).parent
+
+
+# chapters/mxnet_today.ipynb, cell fn-mxnet-version
+def mxnet_version() -> str:
+    """The version of the MXNet that Python finds; does not import it.
+
+    Returns
+    -------
+    str
+        Such as '1.9.1'; empty if it does not say.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If there is no MXNet.
+    """
+    path = _mxnet_folder() / 'libinfo.py'
+    text = path.read_text('utf-8') if path.is_file() else ''
+    found = re.search('^__version__ = "(.*)"', text, re.MULTILINE)
+    return found[1] if found else ''
 
 
 # chapters/mxnet_today.ipynb, cell fn-prepare
 def prepare() -> bool:
     """Make `import mxnet` work on Python 3.12 and later, and on NumPy 2.
 
-    Call it before the first `import mxnet` of a process. A second call does
-    nothing, nor does a call where MXNet needs no help.
+    Call it before the first `import mxnet` of a process. A second call
+    changes nothing. MXNet 2 is left alone.
 
     Returns
     -------
     bool
-        Whether MXNet needs help here.
+        Whether the MXNet that is installed gets help.
 
     Raises
     ------
     ImportError
-        If MXNet was imported before, without the help that it needs; if
-        Python has no `distutils` and setuptools is not installed.
+        If MXNet is not installed, or was imported before without help.
     """
-    if np.lib.NumpyVersion(np.__version__) < '1.24.0':
+    with needed_for('d2ltvm.mxnet_today'):
+        version = mxnet_version()
+    if version[:2] != '1.':
         return False
-    if any(isinstance(finder, Finder) for finder in sys.meta_path):
-        return True
-    if 'mxnet' in sys.modules:
-        raise ImportError('mxnet was imported before d2ltvm.mxnet_today; '
-                          'restart Python and import d2ltvm.mxnet_today first')
-    for name in [name for name in sys.modules if name.startswith('mxnet.')]:
-        del sys.modules[name]  # left by an import that failed
-    sys.meta_path.insert(0, Finder())
+    ours = [finder for finder in sys.meta_path
+            if hasattr(finder, 'helps_mxnet')]
+    if not sys.modules.get('mxnet'):
+        for name in [key for key in sys.modules if key[:6] == 'mxnet.']:
+            del sys.modules[name]  # left by an import that failed
+    elif not ours:
+        raise ImportError('mxnet was imported without help; restart Python '
+                          'and call d2ltvm.mxnet_today.prepare() first')
+    for finder in ours:
+        sys.meta_path.remove(finder)
+    sys.meta_path.insert(0, Finder())  # before those that came since
     return True
 
 
@@ -143,5 +224,112 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     prepare()
     with needed_for('d2ltvm.mxnet_today'):
-        mx = importlib.import_module('mxnet')
+        try:
+            mx = importlib.import_module('mxnet')
+        except AttributeError as error:  # it would only say: no name 'mx'
+            raise ImportError(f'MXNet does not find a name: {error}',
+                              name='mxnet') from error
     return mx if name == 'mx' else getattr(mx, name)
+
+
+# chapters/mxnet_today.ipynb, cell fn-load-cuda
+def _open(library: Path, folder: Path | None, opened: list[str]) -> None:
+    while True:
+        try:
+            ctypes.CDLL(str(library))
+            return
+        except OSError as error:
+            missing = re.match(r'(lib(?:cu|nv|nccl)\S*): cannot', str(error))
+        if not missing:
+            return  # not of CUDA: MXNet's own import says what is wrong
+        name = missing[1]
+        paths = [*folder.rglob(name)] if folder else [
+            path for root in sys.path
+            for path in Path(root).glob(f'nvidia/*/lib/{name}')]
+        if name.startswith('libcuda.'):
+            raise ImportError(f"this MXNet needs {name} of NVIDIA's driver, "
+                              'which is not installed; without a GPU, take '
+                              'mxnet==1.9.1')
+        if not paths or name in opened:
+            raise ImportError(
+                f'this MXNet needs {name}, which is not in '
+                f'{folder or "the packages nvidia-*-cu11"}; '
+                'requirements-gpu.txt names what is needed')
+        opened.append(name)
+        _open(paths[0], folder, opened)
+
+
+# chapters/mxnet_today.ipynb, cell fn-load-cuda
+def load_cuda(folder: str | Path | None = None) -> list[str]:
+    """Open the libraries of CUDA 11 for an MXNet that is built for it.
+
+    It is called when MXNet starts. Call it yourself, before that, if the
+    libraries lie somewhere else.
+
+    Parameters
+    ----------
+    folder : str or path, optional
+        Where they lie, at any depth; default: in the packages
+        `nvidia-*-cu11` on Python's path.
+
+    Returns
+    -------
+    list of str
+        The names of what was opened: none if MXNet is built without CUDA,
+        or if the system finds the libraries by itself.
+
+    Raises
+    ------
+    ImportError
+        If a library is not found, or there is no MXNet.
+    NotADirectoryError
+        If `folder` is none.
+    """
+    if folder is not None and not Path(folder).is_dir():
+        raise NotADirectoryError('folder: expected one that holds the '
+                                 f'libraries of CUDA 11, got {str(folder)!r}')
+    opened: list[str] = []
+    library = Path(os.environ.get('MXNET_LIBRARY_PATH')
+                   or _mxnet_folder() / 'libmxnet.so')
+    if library.is_file():
+        _open(library, None if folder is None else Path(folder), opened)
+    return opened
+
+
+# chapters/mxnet_today.ipynb, cell fn-describe-gpu
+def describe_gpu(index: int = 0) -> tuple[str, bool]:
+    """A GPU in words, and whether MXNet 1.9.1 holds programs for it.
+
+    Parameters
+    ----------
+    index : int
+        As in `mx.gpu(index)`.
+
+    Returns
+    -------
+    words : str
+        Such as 'Tesla T4, compute capability 7.5'.
+    served : bool
+        Whether the compute capability is 5.0 to 8.9.
+
+    Raises
+    ------
+    RuntimeError
+        If NVIDIA's driver is not installed, or knows no such GPU.
+    """
+    try:
+        driver = ctypes.CDLL('libcuda.so.1')
+    except OSError as error:
+        raise RuntimeError("NVIDIA's driver is not installed") from error
+    device, major, minor = (ctypes.c_int() for _ in range(3))
+    name = ctypes.create_string_buffer(256)
+    for call, *arguments in (
+            ('cuInit', 0), ('cuDeviceGet', ctypes.byref(device), index),
+            ('cuDeviceGetName', name, 256, device),
+            ('cuDeviceGetAttribute', ctypes.byref(major), 75, device),
+            ('cuDeviceGetAttribute', ctypes.byref(minor), 76, device)):
+        if status := getattr(driver, call)(*arguments):
+            raise RuntimeError(f'GPU {index}: {call} of the driver returns '
+                               f'{status}')
+    return (f'{name.value.decode()}, compute capability '
+            f'{major.value}.{minor.value}', 5 <= major.value <= 8)

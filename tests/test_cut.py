@@ -306,6 +306,24 @@ def chain():
         + text.format('chain()', 'no_inner'))
 
 
+def test_missing_mxnet_comes_with_the_line_that_installs_it(root):
+    """The pins are those of mxnet.txt."""
+    notebook(root, 'one', a='A = 1')
+    cut.main([], root)
+    pins = ' '.join(line for line in (cut.ROOT / 'mxnet.txt').read_text()
+                    .splitlines() if not line.startswith('#'))
+    for name in ('mxnet', 'd2l'):
+        status, text = run(root, '-c', f'''if True:
+            import sys
+            from d2ltvm import needed_for
+            sys.modules[{name!r}] = None
+            with needed_for('a purpose'):
+                import {name}''')
+        assert status == 1 and text.endswith(
+            f'Error: a purpose needs the package {name!r}, which is not '
+            f'installed; pip install --no-deps {pins} installs it\n')
+
+
 # Writing
 
 def test_only_what_differs_is_written(root, capsys):

@@ -417,13 +417,26 @@ def test_no_images_are_refused():
         fs.settle(moving, none, params)
 
 
-def test_device_is_chosen_and_named(capsys, monkeypatch):
-    monkeypatch.setattr(mx.context, 'num_gpus', lambda: 0)
-    assert fs.choose_device() == mx.cpu()
-    monkeypatch.setattr(mx.context, 'num_gpus', lambda: 2)
-    assert fs.choose_device() == mx.gpu(0)
+@pytest.mark.parametrize(('cuda', 'count', 'card', 'device', 'reason'), [
+    (False, 0, None, mx.cpu(), 'it is built without CUDA'),
+    (True, 0, None, mx.cpu(), 'it finds no GPU'),
+    (True, 2, ('Tesla T4, compute capability 7.5', True), mx.gpu(0),
+     'GPU 0 of 2 is Tesla T4, compute capability 7.5'),
+    (True, 1, ('H100, compute capability 9.0', False), mx.cpu(),
+     'GPU 0 of 1 is H100, compute capability 9.0, for which it holds no '
+     'programs')])
+def test_device_is_chosen_and_named(capsys, monkeypatch, cuda, count, card,
+                                    device, reason):
+    class Features:
+        def is_enabled(self, name):
+            return cuda and name == 'CUDA'
+
+    monkeypatch.setattr(mx.runtime, 'Features', Features)
+    monkeypatch.setattr(mx.context, 'num_gpus', lambda: count)
+    monkeypatch.setattr(fs, 'describe_gpu', lambda: card)
+    assert fs.choose_device() == device
     assert capsys.readouterr().out == (
-        'MXNet computes on cpu(0)\nMXNet computes on gpu(0)\n')
+        f'MXNet computes on {device}: {reason}\n')
 
 
 def test_alternating_times():
