@@ -15,12 +15,13 @@ import. Each holds what one notebook saves:
     gpu_schedule       A schedule for the GPU
     interactive        Figures that answer
     mnist              The digits: MNIST
-    moving_statistics  Moving statistics and their conventions
+    moving_statistics  Running statistics: conventions and conversion
     mxnet_today        MXNet on today's Python and NumPy
     network_schedule   A schedule for the network
-    theory             Batch normalization: what it does and why
+    theory             Batch normalization: the layer and its gradient
     training_operator  Batch norm that trains, compiled
     tvm_inference      Inference with a compiled operator
+    why                Why batch normalization helps
 
 Found in `d2ltvm` itself: the names of tvm_inference and cpu_schedule.
 """
@@ -31,7 +32,7 @@ from collections.abc import Iterator
 _MODULES = ['checks', 'cpu_schedule', 'deployment', 'distributed', 'folding',
             'from_scratch', 'gluon_module', 'gpu_schedule', 'interactive',
             'mnist', 'moving_statistics', 'mxnet_today', 'network_schedule',
-            'theory', 'training_operator', 'tvm_inference']
+            'theory', 'training_operator', 'tvm_inference', 'why']
 _MODULE_OF = {  # names that are found in `d2ltvm` itself
     'batch_norm': 'tvm_inference',
     'batch_norm_float64': 'tvm_inference',

@@ -13,7 +13,7 @@ __all__ = ['check_array', 'check_batch', 'check_choice', 'check_count',
 
 
 # chapters/checks.ipynb, cell fn-numbers
-def check_number(name: str, value: float, least: float = 2. ** -126,
+def check_number(name: str, value: Any, least: float = 2. ** -126,
                  most: float = np.inf, below: float = 2. ** 128) -> None:
     """Refuse what is no real number in a range.
 
@@ -38,7 +38,7 @@ def check_number(name: str, value: float, least: float = 2. ** -126,
         raise TypeError(f'{name}: expected a number, got '
                         f'{type(value).__name__}')
     # A float16 would be compared in float16, where most limits are infinite
-    exact = value.item() if isinstance(value, np.generic) else value
+    exact: Any = value.item() if isinstance(value, np.generic) else value
     if not least <= exact <= most or not exact < below:
         span = (f'{least:.4g} to {most:.4g}' if most < below else
                 f'at least {least:.4g} and less than {below:.4g}')
@@ -46,7 +46,7 @@ def check_number(name: str, value: float, least: float = 2. ** -126,
 
 
 # chapters/checks.ipynb, cell fn-numbers
-def check_count(name: str, value: int, least: int = 1) -> None:
+def check_count(name: str, value: Any, least: int = 1) -> None:
     """Refuse what is no whole number from `least` on.
 
     Parameters
@@ -142,7 +142,7 @@ def check_array(name: str, value: Any,
 
 
 # chapters/checks.ipynb, cell fn-batch
-def check_batch(X: Any, eps: float | None = None, name: str = 'X',
+def check_batch(X: Any, eps: Any = 1.0, name: str = 'X',
                 ranks: Sequence[int] = (2, 4), kind: type = np.ndarray,
                 **channels: Any) -> None:
     """Refuse the arguments of a layer that do not fit each other.
@@ -179,11 +179,8 @@ def check_batch(X: Any, eps: float | None = None, name: str = 'X',
                          f'{" or ".join(axes[rank] for rank in ranks)}, got '
                          f'shape {X.shape}')
     for key, value in channels.items():
-        if value is not None:
-            check_array(key, value, str(np.dtype(X.dtype)), X.shape[1:2],
-                        kind)
-    if eps is not None:
-        check_number('eps', eps)
+        check_array(key, value, str(np.dtype(X.dtype)), X.shape[1:2], kind)
+    check_number('eps', eps)
 
 
 # chapters/checks.ipynb, cell fn-variance

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from d2ltvm.theory import batch_norm_backward, batch_norm_forward, normalize
+from d2ltvm.theory import batch_norm_backward, batch_norm_forward
+from d2ltvm.why import normalize
 
 __all__ = ['Axes', 'Backward', 'Choice', 'Explorer', 'MovingStatistics',
            'Schedule', 'Slider', 'Transform']

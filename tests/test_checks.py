@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d2ltvm import checks
+from d2ltvm import checks, theory
 
 FINITE32 = float(np.finfo('float32').tiny), float(np.finfo('float32').max)
 
@@ -143,7 +143,7 @@ def test_check_batch_accepts():
         for shape in ((1, 1), (4, 3), (2, 3, 1, 7)):
             channels = np.ones(shape[1], dtype)
             checks.check_batch(np.ones(shape, dtype), 1e-5, gamma=channels,
-                               beta=channels, anything=None)
+                               beta=channels)
     for shape in ((4, 3, 2), (2, 3, 4, 5, 6)):
         checks.check_batch(np.ones(shape), ranks=(2, 3, 4, 5),
                            gamma=np.ones(3))
@@ -161,7 +161,9 @@ def test_check_batch_accepts():
     (TypeError, 'gamma: expected a NumPy array of float64, got float32',
      np.ones((2, 3)), {'gamma': np.ones(3, 'float32')}),
     (ValueError, r'beta: expected shape \(3,\), got \(3, 1\)',
-     np.ones((2, 3)), {'gamma': None, 'beta': np.ones((3, 1))}),
+     np.ones((2, 3)), {'gamma': np.ones(3), 'beta': np.ones((3, 1))}),
+    (TypeError, 'beta: expected .*, got NoneType', np.ones((2, 3)),
+     {'beta': None}),
     (ValueError, 'eps: expected at least .*, got 0', np.ones((2, 3)),
      {'eps': 0})])
 def test_check_batch_refuses(error, message, X, options):
@@ -199,6 +201,11 @@ def test_check_variance_of_finite_numbers(wrong):
 
 
 # --- where they are found ----------------------------------------------------
+
+
+def test_they_are_importable_from_theory_as_before():
+    assert theory.check_number is checks.check_number
+    assert theory.check_count is checks.check_count
 
 
 def test_nothing_but_numpy_is_loaded():

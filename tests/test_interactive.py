@@ -22,9 +22,9 @@ from d2ltvm.interactive import (
 from d2ltvm.theory import (
     batch_norm_backward,
     batch_norm_forward,
-    normalize,
     numeric_gradient,
 )
+from d2ltvm.why import normalize
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / 'benchmarks' / 'results' / 'inference.json'
