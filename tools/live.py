@@ -3,12 +3,15 @@
 A Jupyter server of its own shows the pages of `_build/html` and runs their
 cells. It listens on 127.0.0.1 alone, every request needs its random token,
 and the pages on disk stay as they are: the script that makes their code live
-is added on the way to the browser. Ctrl-C ends the server and its kernels.
+is added on the way to the browser. Ctrl-C and SIGTERM end the server and its
+kernels, in whatever way it was started.
 """
+import asyncio
 import base64
 import hashlib
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -25,6 +28,8 @@ THEBE = ROOT / '_build/thebe'
 VERSION = 'thebe@0.9.3'
 SHA512 = ('Rb/7kVhtlffXra3kIe7OuIGE7awsm2/fGWxw21DiNfnWLnUQiDl9AWqYdshPwZPG'
           '/5DzLpsJRPix2xtCPtJmQQ==')
+# A shell has programs in the background ignore Ctrl-C: here it counts anyway
+ENDING = signal.SIGINT, signal.SIGTERM
 
 
 def fetch_thebe(folder=THEBE, npm='npm'):
@@ -83,8 +88,13 @@ class Live(ServerApp):
     def load_config_file(self, *args, **options):
         pass
 
+    def init_signal(self):
+        for number in ENDING:
+            asyncio.get_event_loop().add_signal_handler(number, self.stop)
+
 
 def server(**settings):
+    asyncio.set_event_loop(asyncio.new_event_loop())
     app = Live(ip='127.0.0.1', root_dir=str(ROOT), answer_yes=True,
                allow_root=True, **settings)
     token = app.config.IdentityProvider.token = secrets.token_hex(24)
@@ -98,6 +108,7 @@ def server(**settings):
 
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     fetch_thebe()
     app = server(open_browser='--quiet' not in sys.argv, log_level='WARN')
     # Once the server listens: this runs after what `initialize` left to do

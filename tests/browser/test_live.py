@@ -1,4 +1,5 @@
 """Live code: an edited cell runs, for who has the token and nobody else."""
+import contextlib
 import os
 import re
 import shutil
@@ -15,24 +16,67 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@contextlib.contextmanager
+def running():
+    """A live book: process and address. Whatever happens here, it ends."""
+    if not (ROOT / '_build/thebe').exists() and not shutil.which('npm'):
+        pytest.skip('no npm to fetch thebe with')
+    # As a shell starts what runs in the background: Ctrl-C is ignored
+    with subprocess.Popen(
+            ['/bin/sh', '-c', 'trap "" INT; exec "$@"', 'sh', sys.executable,
+             ROOT / 'tools/live.py', '--quiet'], cwd=ROOT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env={**os.environ, 'PYTHONWARNINGS': 'default'}) as server:
+        try:
+            line = server.stdout.readline()
+            if 'npm cannot fetch' in line:
+                pytest.skip(line)
+            address = re.match(r'The live book: (http://\S+)', line)
+            assert address, line
+            yield server, address[1]
+        finally:
+            server.terminate()
+            try:
+                server.wait(60)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                raise
+
+
 @pytest.fixture(scope='module')
 def live(book):
     """The address of the live book, with its token."""
-    if not (ROOT / '_build/thebe').exists() and not shutil.which('npm'):
-        pytest.skip('no npm to fetch thebe with')
-    with subprocess.Popen(
-            [sys.executable, ROOT / 'tools/live.py', '--quiet'], cwd=ROOT,
-            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env={**os.environ, 'PYTHONWARNINGS': 'default'}) as server:
-        line = server.stdout.readline()
-        address = re.search(r'http://\S+', line)
-        if 'npm cannot fetch' in line:
-            pytest.skip(line)
-        if address is None:
-            pytest.fail(line + server.stdout.read())
-        yield address.group()
-        server.send_signal(signal.SIGINT)  # Ctrl-C
-        assert server.wait(20) == 0, server.stdout.read()
+    with running() as (server, address):
+        yield address
+    assert server.returncode == 0
+
+
+def children(pid):
+    """The processes that a process has started and that still run."""
+    found = set()
+    for path in Path('/proc').glob('[0-9]*/stat'):
+        with contextlib.suppress(OSError):
+            state, parent = path.read_text().rpartition(')')[2].split()[:2]
+            if int(parent) == pid and state != 'Z':
+                found.add(path.parent)
+    return found
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_server_and_its_kernels(number):
+    with running() as (server, address):
+        parts = urlsplit(address)
+        ask = urllib.request.Request(
+            f'{parts.scheme}://{parts.netloc}/api/kernels', data=b'{}',
+            headers={'Authorization': parts.query.replace('=', ' ')})
+        with urllib.request.urlopen(ask) as answer:
+            assert answer.status == 201
+        kernels = children(server.pid)
+        assert kernels
+        server.send_signal(number)
+        assert server.wait(60) == 0
+    for kernel in kernels:
+        assert not kernel.exists()
 
 
 def test_nobody_without_the_token_gets_in(live):
