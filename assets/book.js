@@ -79,11 +79,12 @@
     addEventListener("keydown", event => {
       if (event.key === "Escape") root.classList.add("no-tips");
     });
-    for (const move of ["focusin", "mouseover"])
-      addEventListener(move, event => {
-        if (!event.target.closest?.(".term:hover"))
-          root.classList.remove("no-tips");
-      });
+    addEventListener("focusin", () => root.classList.remove("no-tips"));
+    addEventListener("mouseover", event => {
+      const term = event.target.closest?.(".term");
+      if (!term?.contains(event.relatedTarget))
+        root.classList.remove("no-tips");
+    });
   };
   if (document.readyState === "loading")
     addEventListener("DOMContentLoaded", start);
