@@ -1,4 +1,9 @@
-"""PuzzleLib's module: printed values, faults, files, conversions."""
+"""PuzzleLib's module: printed values, faults, files; conventions."""
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import conventions as bench
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,6 +13,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from d2ltvm import moving_statistics as ms
 from d2ltvm.mxnet_today import autograd, gluon, mx, nd, npx
 
+STORED = json.loads((Path(__file__).resolve().parent.parent / 'benchmarks'
+                     / 'results' / 'conventions.json').read_text())
 factors = st.sampled_from([(1.0, 0.1), (1.0, 0.0), (0.1, 0.1), (0.5, 0.2),
                            (0.0, 0.9)])
 data = st.fixed_dictionaries({
@@ -252,6 +259,62 @@ def test_constant_feature():
     assert_allclose(norm.var.data().asnumpy(), [0, 0], atol=1e-10)
 
 
+@pytest.mark.parametrize('value', [0.1, 100, -3e8])
+def test_a_constant_feature_gives_exactly_the_bias(value):
+    norm, X = ms.BatchNorm(2), nd.full((3, 2), value)
+    norm.initialize()
+    norm.bias.set_data(nd.array([0.3, -7]))
+    bias = norm.bias.data().asnumpy()
+    for Y in train(norm, X), norm(X):  # testing: by what training stored
+        assert_array_equal(Y.asnumpy(), np.broadcast_to(bias, (3, 2)))
+
+
+def test_a_large_mean_costs_no_digits():
+    X = np.float32(1000 + 1e-3 * np.arange(16))[:, None]
+    exact = X.astype('float64') - X.mean(dtype='float64')
+    expected = exact / np.sqrt((exact ** 2).mean() + 1e-5)
+    norm = ms.BatchNorm(1, sscale=0)
+    assert_allclose(train(norm, nd.array(X)).asnumpy(), expected, atol=1e-5)
+
+
+def test_no_testing_with_a_negative_variance():
+    norm = ms.BatchNorm(2, name='bn')
+    norm.initialize()
+    norm.var.set_data(nd.array([1, -1e-3]))
+    for inplace in (False, True):
+        norm.inplace = inplace
+        with pytest.raises(ValueError, match=r'^bn: var: expected no neg'):
+            norm(nd.ones((2, 2)))
+
+
+@pytest.mark.parametrize('frozen', ['scale', 'bias', None])
+def test_accumulated_gradients_and_frozen_parameters(frozen):
+    X, weight = map(nd.array, np.random.default_rng(0).normal(
+        size=(2, 6, 3)))
+    norm, builtin = ms.BatchNorm(3, sscale=0), gluon.nn.BatchNorm(
+        in_channels=3)
+    builtin.initialize()
+    norm.initialize()
+    pairs = ((norm.scale, builtin.gamma), (norm.bias, builtin.beta))
+    for ours, theirs in pairs:
+        for parameter in (ours, theirs):
+            parameter.grad_req = 'null' if ours.name.endswith(
+                frozen or 'none') else 'add'
+    gradients = []
+    for layer in (norm, builtin):
+        X.attach_grad('add')
+        for _ in range(3):
+            train(layer, X).backward(weight)
+        gradients.append(X.grad.asnumpy())
+    assert abs(gradients[0]).max() > 0.1
+    assert_allclose(*gradients, rtol=1e-4, atol=1e-5)
+    for ours, theirs in pairs:
+        if ours.grad_req == 'add':
+            assert abs(ours.grad().asnumpy()).max() > 0.1
+            assert_allclose(ours.grad().asnumpy(), theirs.grad().asnumpy(),
+                            rtol=1e-4, atol=1e-5)
+
+
 def test_nan_is_not_hidden():
     norm, X = ms.BatchNorm(2), np.random.default_rng(0).normal(size=(4, 2))
     X[0, 0] = np.nan
@@ -330,6 +393,8 @@ def test_a_refused_update_changes_nothing(change, error):
     ('mean', nd.ones(2), ValueError), ('var', nd.ones((1, 3)), ValueError),
     ('gamma', nd.ones(2), ValueError), ('beta', nd.ones(2), ValueError),
     ('beta', nd.ones(3, dtype='float64'), TypeError),
+    ('var', nd.array([1, 1, -1]), ValueError),
+    ('X', mx.np.ones((4, 3)), TypeError),
     ('eps', 0, ValueError), ('eps', None, TypeError)])
 def test_a_refused_normalization_changes_nothing(name, value, error):
     arguments = {'X': nd.full((4, 3), 7), 'mean': nd.zeros(3),
@@ -370,25 +435,28 @@ def test_setting_errors(options, error, name):
 
 @pytest.mark.parametrize(('X', 'error', 'text'), [
     (np.ones((4, 3)), TypeError, 'X: expected an MXNet array'),
-    (nd.ones((4, 3), dtype='float64'), TypeError, 'X: expected float32'),
-    (nd.ones((4, 3), dtype='int32'), TypeError, 'X: expected float32'),
-    (nd.ones((4, 2)), ValueError, r'X: expected shape \(N, 3\)'),
-    (nd.ones((4, 3, 1, 1)), ValueError, r'X: expected shape \(N, 3\)'),
-    (nd.ones(3), ValueError, r'X: expected shape \(N, 3\)')])
+    (nd.ones((4, 3), dtype='float64'), TypeError,
+     'X: expected an NDArray of float32, got float64'),
+    (nd.ones((4, 3), dtype='int32'), TypeError,
+     'X: expected an NDArray of float32, got int32'),
+    (nd.ones((4, 2)), ValueError, r'X: expected shape \(any, 3\)'),
+    (nd.ones((4, 3, 1, 1)), ValueError, r'X: expected shape \(any, 3\)'),
+    (nd.ones(3), ValueError, r'X: expected shape \(any, 3\)')])
 @pytest.mark.parametrize('training', [True, False])
 def test_input_errors(X, error, text, training):
     norm = ms.BatchNorm(3, name='layer7')
     with autograd.train_mode() if training else autograd.predict_mode():
         with pytest.raises(error, match=f'^layer7: {text}'):
             norm(X)
-    assert norm.count.data().asscalar() == 0 if ms._is_allocated(
-        norm.count) else True
+    norm.initialize()
+    assert norm.count.data().asscalar() == 0
 
 
 def test_one_example_is_for_inference_only():
     norm = ms.BatchNorm(3, name='bn')
     assert norm(nd.ones((1, 3))).shape == (1, 3)
-    with autograd.train_mode(), pytest.raises(ValueError, match='at least 2'):
+    with autograd.train_mode(), pytest.raises(
+            ValueError, match=r'^bn: X: expected 2 or more .*, got 1$'):
         norm(nd.ones((1, 3)))
     assert norm.count.data().asscalar() == 0
 
@@ -441,6 +509,7 @@ def test_inplace_is_for_inference(mode):
     with mode(), pytest.raises(RuntimeError, match='bn: inplace=True'):
         norm(X)
     assert_array_equal(X.asnumpy(), np.ones((4, 3)))
+    norm.initialize()
     assert norm.count.data().asscalar() == 0
 
 
@@ -584,11 +653,12 @@ def test_every_cut_of_a_file_is_noticed(tmp_path):
     ({'1.count': None}, r"missing: \['1.count'\]"),
     ({'extra': nd.ones(1)}, r"unknown: \['extra'\]"),
     ({'2.weight': nd.ones((1, 5))}, r'2.weight: expected shape \(1, 4\)'),
-    ({'1.mean': nd.ones(4, dtype='float64')}, '1.mean: expected float32'),
-    ({'1.count': nd.ones(1)}, '1.count: expected int64'),
+    ({'1.mean': nd.ones(4, dtype='float64')},
+     '1.mean: expected an NDArray of float32, got float64'),
+    ({'1.count': nd.ones(1)}, '1.count: expected an NDArray of int64'),
     ({'2.bias': nd.array([np.nan])}, '2.bias: holds NaN'),
-    ({'1.var': nd.array([1, 1, -1, 1])}, 'bn: negative variance'),
-    ({'1.count': nd.array([-1], dtype='int64')}, 'bn: negative variance'),
+    ({'1.var': nd.array([1, 1, -1, 1])}, 'bn: var: expected no negative'),
+    ({'1.count': nd.array([-1], dtype='int64')}, 'bn: count: expected 0 or'),
     ({'1.scale': nd.ones(5)}, r'expected shape \(4,\)'),
     ({'1.count': nd.ones(2, dtype='int64')}, r'expected shape \(1,\)|count')])
 @pytest.mark.parametrize('empty', [False, True])
@@ -690,6 +760,29 @@ def test_conversion_leaves_its_arguments_alone():
     assert same[1].dtype == np.float64
 
 
+@given(data)
+def test_conversion_takes_what_mxnet_has(data):
+    X = draw(**data)[0]
+    mean, var = X.mean(axis=0), X.var(axis=0)
+    expected = ms.convert_statistics(mean, var, 0.9, 'gluon', 'pytorch',
+                                     data['N'])
+    for semantics in (False, True):
+        got = ms.convert_statistics(
+            array(mean, semantics), array(var, semantics), 0.9, 'gluon',
+            'pytorch', data['N'])
+        for a, b in zip(got[:2], expected[:2], strict=True):
+            assert type(a) is np.ndarray and a.dtype == data['dtype']
+            assert_array_equal(a, b)
+
+
+def test_a_large_variance_that_still_fits():
+    for source, target, factor in (('gluon', 'pytorch', 2),
+                                   ('pytorch', 'gluon', 0.5)):
+        var = np.float32([1.6e38, 1])
+        result = ms.convert_statistics([0, 0], var, None, source, target, 2)
+        assert_array_equal(result[1], factor * var)
+
+
 def test_the_dtype_after_conversion():
     for before, after in (('float16', 'float32'), ('float32', 'float32'),
                           ('int64', 'float64'), ('float64', 'float64')):
@@ -725,17 +818,143 @@ def test_conversion_of_the_operators_statistics():
     ({'count': 1}, 'count: '), ({'count': np.nan}, 'count: '),
     ({'mean': np.zeros(3)}, r'mean, var: expected one shape \(C,\)'),
     ({'mean': np.zeros((1, 2)), 'var': np.ones((1, 2))}, 'mean, var: '),
-    ({'mean': np.array([0, np.nan])}, 'mean, var: expected finite'),
-    ({'var': np.array([1, -1])}, 'mean, var: expected finite'),
+    ({'count': 4.0}, 'count: '),
+    ({'mean': np.array([0, np.nan])}, 'mean: expected finite'),
+    ({'var': np.array([1, -1])}, 'var: expected finite numbers, none neg'),
+    ({'var': np.array([1, np.inf])}, 'var: expected finite numbers'),
     ({'momentum': 1.1}, 'momentum: '), ({'momentum': np.nan}, 'momentum: '),
     ({'updates': -1}, 'updates: '),
-    ({'updates': 1, 'first_var': np.nan}, 'updates: '),
-    ({'updates': 1, 'momentum': None}, 'updates: '),
+    ({'updates': 1, 'first_var': np.nan}, 'first_var: '),
+    ({'updates': 1, 'momentum': None}, 'momentum: expected a number'),
+    ({'count': 2, 'var': np.full(2, 3.3e38, 'float32')},
+     'var: expected a variance that fits float32 after conversion'),
     ({'updates': 1, 'var': np.array([0.5, 1])}, 'var: expected at least 0.9')
 ])
 def test_conversion_errors(options, text):
     good = {'mean': np.zeros(2), 'var': np.ones(2), 'momentum': 0.9,
             'source': 'mxnet', 'target': 'pytorch', 'count': 4}
     ms.convert_statistics(**good)
-    with pytest.raises(ValueError, match=f'^{text}'):
+    with pytest.raises((TypeError, ValueError), match=f'^{text}'):
         ms.convert_statistics(**{**good, **options})
+
+
+# Names
+
+def test_names_of_a_gluon_file(tmp_path, semantics):
+    net = gluon.nn.Sequential()
+    net.add(gluon.nn.Dense(3, in_units=2), gluon.nn.BatchNorm(in_channels=3),
+            ms.BatchNorm(3, seed=0))
+    net.initialize()
+    steps(net, draw(5, 2, 1, 2, 'float32', 0, batches=2), semantics)
+    net.save_parameters(str(tmp_path / 'net'))
+    file = nd.load(str(tmp_path / 'net'))
+    theirs, ours = net[1], net[2]
+    for prefix, parameters in (
+            ('1.', (theirs.running_mean, theirs.running_var, theirs.gamma,
+                    theirs.beta)),
+            ('2.', (ours.mean, ours.var, ours.scale, ours.bias))):
+        found = ms.layer_arrays(file, prefix)
+        assert list(found) == ['mean', 'var', 'gamma', 'beta']
+        for value, parameter in zip(found.values(), parameters, strict=True):
+            assert type(value) is np.ndarray
+            assert_array_equal(value, parameter.data().asnumpy())
+        assert (found['mean'] != 0).all()
+
+
+@pytest.mark.parametrize('names', [
+    ('running_mean', 'running_var', 'weight', 'bias'),
+    ('moving_mean', 'moving_var', 'gamma', 'beta'),
+    ('moving_mean', 'moving_variance', 'gamma', 'beta'),
+    ('mean', 'var', 'scale', 'bias')])
+def test_names_of_libraries(names):
+    values = np.arange(8.0).reshape(4, 2)
+    layer = {f'a.bn_{name}': value
+             for name, value in zip(names, values, strict=True)}
+    other = {f'b.bn_{name}': -value
+             for name, value in zip(names, values, strict=True)}
+    found = ms.layer_arrays({**other, **layer, 'weight': 7}, 'a.bn_')
+    assert_array_equal([*found.values()], values)
+    for value in found.values():
+        value += 1  # copies
+    assert_array_equal([*layer.values()], values)
+    bare = {name: layer[f'a.bn_{name}'] for name in names[:2]}
+    found = ms.layer_arrays(bare)
+    assert_array_equal(found['gamma'], [1, 1])
+    assert_array_equal(found['beta'], [0, 0])
+
+
+@pytest.mark.parametrize(('change', 'error', 'text'), [
+    ({'bn.running_var': None}, ValueError,
+     r"arrays: expected one of \('running_var', .* prefix 'bn.', got \[\]"),
+    ({'bn.moving_mean': np.zeros(2)}, ValueError, 'arrays: expected one of'),
+    ({'bn.weight': np.ones(3)}, ValueError, 'bn.weight: expected shape'),
+    ({'bn.running_mean': np.ones((1, 2))}, ValueError,
+     'bn.running_mean: expected shape'),
+    ({'bn.bias': np.ones(2, int)}, TypeError, 'bn.bias: expected a NumPy'),
+    ({'bn.running_var': np.array([1, -1e-9])}, ValueError,
+     'bn.var: expected no negative')])
+def test_layers_that_are_refused(change, error, text):
+    arrays = {'bn.running_mean': np.zeros(2), 'bn.running_var': np.ones(2),
+              'bn.weight': np.ones(2), 'bn.bias': np.zeros(2)}
+    ms.layer_arrays(arrays, 'bn.')
+    arrays = {name: a for name, a in (arrays | change).items()
+              if a is not None}
+    with pytest.raises(error, match=f'^{text}'):
+        ms.layer_arrays(arrays, 'bn.')
+
+
+# What other libraries were seen to do
+
+def test_observation_of_a_known_rule():
+    def step(X, momentum=0.25):
+        mean = momentum * X.mean(axis=0)
+        var = 1 - momentum + momentum * X.var(axis=0, ddof=1)
+        return (X / np.sqrt(X.var(axis=0) + 1e-3), np.zeros(3), np.ones(3),
+                0 * mean, mean, var)
+
+    seen = bench.observe(step)
+    assert seen['first'] == [0, 1] and seen['between'] == 0
+    assert_allclose([seen['mean'], seen['var'], seen['mean_of_momentum_0.3']],
+                    [1.25, 0.75 + 0.25 * 16 / 3, 1.5], rtol=1e-6)
+    assert_allclose(seen['output_of_0.01'], 0.01 / np.sqrt(1.1e-3),
+                    rtol=1e-5)
+
+
+def test_stored_observations():
+    """By the formulas that PyTorch and Flax document."""
+    for name, share, var, with_03 in (('PyTorch', 0.1, 16 / 3, 1.5),
+                                      ('Flax', 0.01, 4, 3.5)):
+        seen = STORED[name]
+        assert seen['first'] == [0, 1] and seen['between'] == seen['mean']
+        assert_allclose([seen['mean'], seen['var'],
+                         seen['mean_of_momentum_0.3']],
+                        [5 * share, 1 - share + share * var, with_03],
+                        rtol=1e-6)
+    state = STORED['PyTorch']['state_dict']
+    mean, var, gamma, beta = ms.layer_arrays({
+        name: np.array(value) for name, value in state.items()}).values()
+    assert_allclose(
+        state['output'], gamma * (np.array(state['input']) - mean)
+        / np.sqrt(var + 1e-5) + beta, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(('name', 'package', 'step'), [
+    ('PyTorch', 'torch', bench.step_torch),
+    ('Flax', 'flax', bench.step_flax)])
+def test_the_library_itself(name, package, step):
+    pytest.importorskip(package, reason=f'{package} is not installed')
+    seen = bench.observe(step)
+    for key, value in seen.items():
+        assert_allclose(value, STORED[name][key], rtol=1e-6, err_msg=version(
+            package))
+    if name == 'PyTorch':
+        assert_allclose(bench.evaluate_torch(),
+                        STORED[name]['state_dict']['output'], rtol=1e-6,
+                        atol=1e-6)
+
+
+def test_the_example_for_users_of_pytorch_prints_its_outputs():
+    page = (Path(__file__).resolve().parent.parent
+            / 'coming_from.md').read_text('utf-8')
+    output = STORED['PyTorch']['state_dict']['output']
+    assert str(np.float32(output).round(4)) in page
