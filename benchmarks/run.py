@@ -1,6 +1,7 @@
 """Run the benchmark suites: `make bench`.
 
     python benchmarks/run.py [SUITE ...]
+    python benchmarks/run.py --keep
 
 A suite is a file `bench_SUITE.py` in this folder with a function `run`. It
 returns a dict with a `title`, a `baseline` and
@@ -11,13 +12,17 @@ returns a dict with a `title`, a `baseline` and
   `side_by_side.measure`, which measures engines in processes of their own.
 
 This program prints a table, and stores the results, with a description of
-the machine, in `results/SUITE.json`, and a figure in `results/SUITE.png`.
+the machine, in `own/SUITE.json`, and a figure in `own/SUITE.png`. Git ignores
+this folder, and the page *Measurements* shows what is in it beside the results
+of the book. These lie in `results`; with `--keep` (`make bench-keep` also
+executes their pages again) those in `own` take their place.
 """
 import importlib
 import json
 import os
 import platform
 import re
+import shutil
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +33,7 @@ import figures
 
 matplotlib.use('agg')
 HERE = Path(__file__).resolve().parent
+OWN, BOOK = HERE / 'own', HERE / 'results'
 PACKAGES = ('apache-tvm', 'mxnet', 'numpy')
 
 
@@ -100,12 +106,36 @@ def report(suite):
     print(f'{result["title"]} ({suite})')
     lines = (table_of_cases if 'cases' in result else table_of_times)(result)
     print('\n'.join(lines), flush=True)
-    write(suite, result, HERE / 'results')
+    write(suite, result, OWN)
+
+
+def keep(known, own=None, book=None):
+    """Make the own results those of the book; all must be of one machine."""
+    own, book = own or OWN, book or BOOK
+    machines = {}
+    for suite in known:
+        path = own / f'{suite}.json'
+        if path.exists() or (book / path.name).exists():
+            path = path if path.exists() else book / path.name
+            found = json.loads(path.read_text())['machine']
+            machines.setdefault(json.dumps(found), []).append(str(path))
+    if not list(own.glob('*.json')):
+        sys.exit(f'error: no results in {own}; run `make bench` first')
+    if len(machines) > 1:
+        places = ' and '.join(paths[0] for paths in machines.values())
+        sys.exit(f'error: {places} are of different machines or versions; '
+                 'run all suites, by `make bench`, first')
+    for suite in known:
+        for path in own.glob(f'{suite}.*'):
+            shutil.copyfile(path, book / path.name)
+            print(f'kept {path.name}')
 
 
 def main():
     known = sorted(path.stem.removeprefix('bench_')
                    for path in HERE.glob('bench_*.py'))
+    if sys.argv[1:] == ['--keep']:
+        return keep(known)
     suites = sys.argv[1:] or known
     unknown = set(suites) - set(known)
     if unknown:

@@ -1,14 +1,17 @@
 """The benchmarks: how they measure, not how fast anything is."""
 import io
 import json
+import re
 import subprocess
 import sys
 import textwrap
 import time
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
+from nbclient import NotebookClient
 
 import bench_import
 import data
@@ -362,3 +365,111 @@ def test_committed_results(suite):
 def test_figures_have_a_style_for_every_engine():
     peers = {engine.peer or name for name, engine in engines.ENGINES.items()}
     assert peers == set(figures.STYLES)
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """Own results and those of the book, both empty."""
+    for name in ('OWN', 'BOOK'):
+        monkeypatch.setattr(run, name, tmp_path / name)
+        (tmp_path / name).mkdir()
+    return run.OWN, run.BOOK
+
+
+def test_a_run_leaves_the_results_of_the_book_alone(folders, monkeypatch,
+                                                    capsys):
+    class Suite:
+        run = staticmethod(a_result)
+
+    monkeypatch.setitem(sys.modules, 'bench_some', Suite)
+    own, book = folders
+    own.rmdir()
+    run.report('some')
+    assert {path.name for path in own.iterdir()} == {'some.json', 'some.png'}
+    assert list(book.iterdir()) == []
+    assert capsys.readouterr().out.startswith('a title (some)\n')
+
+
+def test_own_results_are_kept(folders, capsys):
+    own, book = folders
+    run.write('one', a_result(), own)
+    (book / 'one.json').write_text('{"machine": "another"}')
+    (book / 'other.json').write_text('none of `make bench`')
+    run.keep(['one', 'two'])
+    assert sorted(capsys.readouterr().out.splitlines()) == [
+        'kept one.json', 'kept one.png']
+    for name in ('one.json', 'one.png'):
+        assert (book / name).read_bytes() == (own / name).read_bytes()
+    assert (book / 'other.json').read_text() == 'none of `make bench`'
+
+
+def test_results_of_two_machines_are_not_mixed(folders):
+    own, book = folders
+    with pytest.raises(SystemExit, match=r'no results in .*make bench'):
+        run.keep(['one'])
+    run.write('one', a_result(), own)
+    before = '{"machine": {"processor": "another"}}'
+    (book / 'two.json').write_text(before)
+    with pytest.raises(SystemExit, match=r'(?s)OWN/one.json and .*BOOK/two'
+                       r'\.json are of different machines'):
+        run.keep(['one', 'two'])
+    assert [path.name for path in book.iterdir()] == ['two.json']
+
+
+def shown(notebook):
+    """What `make test` compares: by cell, without pictures."""
+    return {cell.id: [[output.get('text'), {
+        key: value for key, value in output.get('data', {}).items()
+        if key != 'image/png'}] for output in cell.outputs]
+        for cell in notebook.cells if cell.cell_type == 'code'
+        and 'nbval-ignore-output' not in cell.metadata.get('tags', ())}
+
+
+def test_own_results_stand_beside_those_of_the_book(tmp_path, monkeypatch):
+    """And change nothing else on the page."""
+    monkeypatch.delenv('D2LTVM_OWN', raising=False)
+    suites = 'inference', 'network'
+    (tmp_path / 'chapters').mkdir()
+    (tmp_path / 'benchmarks/own').mkdir(parents=True)
+    for name in ('figures.py', 'results'):
+        (tmp_path / 'benchmarks' / name).symlink_to(ROOT / 'benchmarks' / name)
+    for suite in suites:
+        result = json.loads(
+            (ROOT / f'benchmarks/results/{suite}.json').read_text())
+        result['machine'] |= {'processor': 'Abacus', 'cores': 77}
+        for case in result['cases']:
+            for peer in case['ratios']:
+                case['ratios'][peer] = [0.5, 12.34, 0.7]
+        del result['cases'][0]['times']['MXNet']
+        (tmp_path / f'benchmarks/own/{suite}.json').write_text(
+            json.dumps(result))
+    stored = nbformat.read(ROOT / 'chapters/measurements.ipynb', 4)
+    page = nbformat.read(ROOT / 'chapters/measurements.ipynb', 4)
+    NotebookClient(page, kernel_name='python3', coalesce_streams=True,
+                   resources={'metadata': {'path': tmp_path / 'chapters'}}
+                   ).execute()
+    assert shown(page) == shown(stored)
+    before, own = (cell for notebook in (stored, page)
+                   for cell in notebook.cells if cell.id == 'own')
+    assert before.outputs[0].text.count('no results of your own yet') == 3
+    said = ''.join(output.get('text', '')
+                   + output.get('data', {}).get('text/markdown', '')
+                   for output in own.outputs)
+    assert said.count('Abacus, 77 cores') == len(suites)
+    assert said.count('training: no results of your own yet\n') == 1
+    assert said.count('**12.34 ±') > 20 and '**-**' in said
+
+
+def test_own_results_are_ignored_and_the_right_pages_are_executed():
+    assert 'benchmarks/own/' in (ROOT / '.gitignore').read_text().split()
+    recipe = re.search(r'^bench-keep: .*\n((?:\t.*\n)+)',
+                       (ROOT / 'Makefile').read_text(), re.MULTILINE)[1]
+    suites = [path.stem.removeprefix('bench_')
+              for path in (ROOT / 'benchmarks').glob('bench_*.py')]
+    places = re.compile(r'benchmarks/results(/({}).json|\'\))'.format(
+        '|'.join(suites)))
+    pages = {path.stem for path in (ROOT / 'chapters').glob('*.ipynb')
+             if any(places.search(cell.source) for cell in
+                    nbformat.read(path, 4).cells if cell.cell_type == 'code')}
+    assert pages == set(re.findall(r'\w+', recipe)) & {
+        path.stem for path in (ROOT / 'chapters').glob('*.ipynb')}

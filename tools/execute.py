@@ -64,6 +64,7 @@ def execute(path):
 
 
 def main():
+    os.environ['D2LTVM_OWN'] = ''  # the book shows no results but its own
     for path in [Path(p).resolve() for p in sys.argv[1:]] or notebooks():
         start = time.monotonic()
         print(f'{path.relative_to(ROOT)} ...', end=' ', flush=True)
