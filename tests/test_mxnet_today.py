@@ -315,8 +315,8 @@ def test_missing_mxnet(monkeypatch):
         mt.mxnet_version()
     assert caught.value.name == 'mxnet'
     for use in (mt.prepare, lambda: mt.nd):
-        with pytest.raises(ImportError, match="^d2ltvm.mxnet_today needs the "
-                           "package 'mxnet', .* pip install --no-deps mxnet"):
+        with pytest.raises(ImportError, match=r"^d2ltvm\.mxnet_today needs "
+                           r"the package 'mxnet', .* pip install --no-deps"):
             use()
 
 
@@ -330,7 +330,7 @@ def test_names_that_mxnet_misses_are_told(tmp_path):
     for name in ('_private', '__path__'):
         with pytest.raises(AttributeError, match=name):
             getattr(mt, name)
-    with pytest.raises(AttributeError, match="'mxnet' has no .*'no_such'"):
+    with pytest.raises(AttributeError, match=r"'mxnet' has no .*'no_such'"):
         mt.no_such  # noqa: B018
 
 
@@ -470,10 +470,10 @@ def test_libraries_that_the_system_finds_are_left_to_it(cuda):
 @needs_compiler
 def test_what_is_missing_is_named(cuda, tmp_path):
     (cuda / 'nvidia/cublas/lib/libcublasLt.so.11').unlink()
-    status, text = run(LOAD, cuda)
+    _, text = run(LOAD, cuda)
     assert 'ImportError this MXNet needs libcublasLt.so.11, which' in text
     (tmp_path / 'empty').mkdir()
-    status, text = run(LOAD, cuda, arguments=[tmp_path / 'empty'])
+    _, text = run(LOAD, cuda, arguments=[tmp_path / 'empty'])
     assert f'which is not in {tmp_path / "empty"}; requirem' in text
 
 
@@ -484,7 +484,7 @@ def test_missing_driver_is_named(tmp_path):
     library(tmp_path / 'mxnet', 'libmxnet.so', driver)
     if ctypes.util.find_library('cuda'):
         pytest.skip('there is a driver')
-    status, text = run(LOAD, tmp_path)
+    _, text = run(LOAD, tmp_path)
     assert text.startswith(
         "ImportError this MXNet needs libcuda.so.1 of NVIDIA's driver, which "
         'is not installed; without a GPU, take mxnet==1.9.1')
@@ -501,8 +501,8 @@ def test_other_faults_are_left_to_mxnet(tmp_path):
 
 def test_nothing_is_opened_for_the_cpu(monkeypatch):
     assert mt.load_cuda() == [] and mt.load_cuda(ROOT) == []
-    with pytest.raises(NotADirectoryError, match="^folder: expected one that "
-                       "holds .* got 'no such'"):
+    with pytest.raises(NotADirectoryError, match=r"^folder: expected one that "
+                       r"holds .* got 'no such'"):
         mt.load_cuda('no such')
     with pytest.raises(NotADirectoryError):
         mt.load_cuda(__file__)
@@ -560,7 +560,7 @@ def test_no_driver(monkeypatch):
         raise OSError(f'{name}: cannot open shared object file')
 
     monkeypatch.setattr(ctypes, 'CDLL', missing)
-    with pytest.raises(RuntimeError, match="^NVIDIA's driver is not inst"):
+    with pytest.raises(RuntimeError, match=r"^NVIDIA's driver is not inst"):
         mt.describe_gpu()
 
 
