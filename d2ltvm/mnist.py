@@ -330,11 +330,12 @@ def load_set(kind: str, files: dict, mirrors: Iterable[str],
     files : dict of str to (tuple of int, str)
         As `FILES`: shape and SHA-256 by the name of the file.
     mirrors : sequence of str
-        As for `fetch`.
+        As for `fetch`; the address in `D2LTVM_MIRROR` takes their place.
     folder : str or Path, optional
         As for `load_mnist`.
     subfolder : str
-        Where the files lie in the folder of `D2LTVM_DATA` or in the cache.
+        Where the files lie in the folder of `D2LTVM_DATA`, below the address
+        of `D2LTVM_MIRROR`, and in the cache.
 
     Returns
     -------
@@ -346,6 +347,12 @@ def load_set(kind: str, files: dict, mirrors: Iterable[str],
         As `load_mnist`.
     """
     origin, cache = 'the folder given', None
+    if os.environ.get('D2LTVM_MIRROR'):
+        place = os.environ['D2LTVM_MIRROR'].rstrip('/')
+        if not place.startswith(('http://', 'https://')):
+            raise ValueError('D2LTVM_MIRROR: expected an address that begins '
+                             f'with http:// or https://, got {place!r}')
+        mirrors = [f'{place}/{subfolder}/' if subfolder else f'{place}/']
     if folder is None and os.environ.get('D2LTVM_DATA'):
         folder = Path(os.environ['D2LTVM_DATA'], subfolder)
         origin = 'the folder in D2LTVM_DATA'
@@ -372,7 +379,7 @@ def load_mnist(folder: str | Path | None = None) -> Digits:
     folder : str or Path, optional
         Holds the four files, packed or not. Without it the environment
         variable `D2LTVM_DATA` counts, and without both the cache, which is
-        filled from the mirrors.
+        filled from the mirrors, or from the address in `D2LTVM_MIRROR` alone.
 
     Returns
     -------
@@ -385,7 +392,7 @@ def load_mnist(folder: str | Path | None = None) -> Digits:
         If a file is missing in the folder.
     ValueError
         If a file is damaged, or a mirror's file is and no mirror has a
-        good one.
+        good one; if `D2LTVM_MIRROR` is no address.
     ConnectionError
         If no mirror can be reached.
     OSError

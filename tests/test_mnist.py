@@ -56,7 +56,8 @@ def files(monkeypatch):
 @pytest.fixture
 def cache(monkeypatch, tmp_path):
     """An empty cache folder in place of the user's; no variable set."""
-    monkeypatch.delenv('D2LTVM_DATA', raising=False)
+    for name in ('D2LTVM_DATA', 'D2LTVM_MIRROR'):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv('no_proxy', '127.0.0.1')
     monkeypatch.setattr(pooch, 'os_cache', tmp_path.joinpath)
     monkeypatch.setattr(pooch.get_logger(), 'level', logging.DEBUG)
@@ -85,6 +86,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 'page': PAGE, 'empty': b'', 'unpacked': content,
                 'other': gzip.compress(b'something else'),
                 'cut': gzip.compress(content)[:-9],
+                'fashion-mnist': content,
                 }.get(way, gzip.compress(content, 1))
         self.send_response({'missing': 404, 'forbidden': 403,
                             'broken': 500}.get(way, 200))
@@ -311,6 +313,23 @@ def test_next_mirror(way, files, cache, monkeypatch, server, closed):
     assert sorted(path.name for path in cache.iterdir()) == sorted(files)
 
 
+@pytest.mark.parametrize('slash', ['', '/'])
+def test_mirror_of_the_environment(slash, files, cache, monkeypatch, server,
+                                   closed):
+    """It takes the place of the others, for better or worse."""
+    monkeypatch.setattr(mnist, 'MIRRORS', [closed])
+    monkeypatch.setenv('D2LTVM_MIRROR', server.mirror('good')[:-1] + slash)
+    check(mnist.load_mnist(), files)
+    monkeypatch.setattr(mnist, 'MIRRORS', [server.mirror('good')])
+    monkeypatch.setenv('D2LTVM_MIRROR', server.mirror('missing')[:-1] + slash)
+    check(mnist.load_mnist(), files)  # from the cache
+    for path in cache.iterdir():
+        path.unlink()
+    with pytest.raises(ConnectionError, match=r'^no mirror delivers train-im'
+                       rf'[\w-]+; {server.mirror("missing")}: 404[^;]*$'):
+        mnist.load_mnist()
+
+
 @pytest.mark.parametrize('way', ['encoded', 'no-length', 'unpacked'])
 def test_ways_of_sending(way, cache, server):
     path = mnist.fetch('tiny', sha(TINY), [server.mirror(way)])
@@ -496,6 +515,26 @@ def test_clothes_are_downloaded_packed(clothes, cache, monkeypatch, server):
         assert len(server.requests) == 8
     assert sorted((cache / 'fashion-mnist').iterdir()) == sorted(
         cache / 'fashion-mnist' / name for name in clothes)
+
+
+@pytest.mark.parametrize('slash', ['', '/'])
+def test_clothes_lie_below_the_mirror_of_the_environment(
+        slash, clothes, cache, monkeypatch, server, closed):
+    for name, content in clothes.items():
+        server.contents[name.removesuffix('.gz')] = content
+    monkeypatch.setattr(mnist, 'FASHION_MIRRORS', [closed])
+    monkeypatch.setenv('D2LTVM_MIRROR', server.mirror('')[:-2] + slash)
+    check_clothes(mnist.load_clothes(), clothes)
+    assert {way for way, _ in server.requests} == {'fashion-mnist'}
+
+
+@pytest.mark.parametrize('address', ['localhost', '/data/mnist', 'ftp://a'])
+def test_an_address_that_is_none(address, cache, monkeypatch):
+    monkeypatch.setenv('D2LTVM_MIRROR', address)
+    for load in (mnist.load_digits, mnist.load_clothes):
+        with pytest.raises(ValueError, match=r'^D2LTVM_MIRROR: expected .* '
+                           f'got {address!r}$'):
+            load()
 
 
 def test_no_clothes_offline(clothes, files, cache, monkeypatch, closed,

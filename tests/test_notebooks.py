@@ -146,3 +146,25 @@ def test_most_outputs_are_compared():
     exempt = [cell.id for cell in with_output
               if IGNORED in cell.metadata.get('tags', [])]
     assert 0 < len(exempt) <= 0.15 * len(with_output), exempt
+
+
+LOADERS = {'load_mnist', 'load_digits', 'load_fashion_mnist', 'load_clothes'}
+
+
+def calls(node, names):
+    """Whether code calls one of these when it is run, not when defined."""
+    if isinstance(node, ast.FunctionDef | ast.Lambda | ast.ClassDef):
+        return False
+    if isinstance(node, ast.Call) and getattr(
+            node.func, 'id', getattr(node.func, 'attr', '')) in names:
+        return True
+    return any(calls(child, names) for child in ast.iter_child_nodes(node))
+
+
+@each
+def test_what_depends_on_the_data_of_this_machine_is_not_compared(notebook):
+    """A loader says where the data come from: without a network, too."""
+    for cell in code_cells(notebook):
+        source = re.sub('^%.*', '', cell.source, flags=re.MULTILINE)
+        if 'mock.patch' not in source and calls(ast.parse(source), LOADERS):
+            assert IGNORED in cell.metadata.get('tags', ()), cell.id
