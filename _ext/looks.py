@@ -93,12 +93,39 @@ def explain(body, known):
     return TERM.sub(tip, body)
 
 
-def enlarge(body):
-    """Make a link to itself of each picture that is none."""
+def width(path):
+    """Pixels of a page that a bitmap is wide, if it is drawn for 150 dpi.
+
+    Matplotlib writes into it how large it is to be seen: 5.6 inches at
+    200 dpi are 1120 pixels, for 538 of the page. None for other files.
+    """
+    try:
+        data = path.read_bytes()[:200]
+    except OSError:
+        return None
+    place = data.find(b'pHYs')
+    if not data.startswith(b'\x89PNG') or place < 0 or data[place + 12] != 1:
+        return None
+    density = int.from_bytes(data[place + 4:place + 8]) * 0.0254
+    if density < 150:
+        return None
+    return round(int.from_bytes(data[16:20]) / density * 96)
+
+
+def enlarge(body, files=None):
+    """Make a link to itself of each picture that is none.
+
+    `files` has the paths of pictures by their names on the page; with it,
+    bitmaps with more pixels than the page get their width.
+    """
     def link(match):
         around, image, source = match.groups()
+        path = (files or {}).get(source.rpartition('/')[2])
+        pixels = None if path is None or 'width' in image else width(path)
+        if pixels:
+            image = image.replace('<img ', f'<img width="{pixels}" ', 1)
         if around:
-            return match[0]
+            return around + image
         return (f'<a class="enlarge" href="{source}" title="Enlarge">{image}'
                 '</a>')
 
@@ -127,7 +154,9 @@ def keep_numbers(body):
 def finish(app, pagename, templatename, context, doctree):
     if 'body' not in context or app.builder.format != 'html':
         return
-    body = keep_numbers(enlarge(context['body']))
+    files = {name: Path(app.srcdir, path)
+             for path, name in app.builder.images.items()}
+    body = keep_numbers(enlarge(context['body'], files))
     if app.builder.name == 'html':  # on paper nothing can be pointed at
         body = explain(body, definitions(app.env, app.builder))
     context['body'] = body

@@ -1,5 +1,6 @@
 """What the book adds to a page when it is written."""
 import looks
+import matplotlib.pyplot as plt
 import pytest
 from docutils import nodes
 from sphinx import addnodes
@@ -36,6 +37,18 @@ def test_a_picture_becomes_a_link_to_itself_once():
              f'{image}</a>'
     assert looks.enlarge(f'<p>{image}</p>') == f'<p>{linked}</p>'
     assert looks.enlarge(linked) == linked
+
+
+@pytest.mark.parametrize(('dpi', 'seen'), [(200, 538), (100, None)])
+def test_a_bitmap_is_as_wide_as_it_was_drawn(tmp_path, dpi, seen):
+    figure = plt.figure(figsize=(5.6, 1))
+    figure.savefig(tmp_path / 'a.png', dpi=dpi)
+    plt.close(figure)
+    assert looks.width(tmp_path / 'a.png') == seen
+    assert looks.width(tmp_path / 'none.png') is None
+    page = looks.enlarge('<img src="_images/b.png" />',
+                         {'b.png': tmp_path / 'a.png'})
+    assert (f'width="{seen}"' in page) == (seen is not None)
 
 
 @pytest.mark.parametrize('text', [
