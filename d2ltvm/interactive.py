@@ -101,6 +101,10 @@ for (const figure of document.querySelectorAll(
           : rounded(+input.value, input.dataset.digits);
         input.setAttribute("aria-valuetext", text);
         form.querySelector(`[data-of="${input.name}"]`).textContent = text;
+        for (const grip of all(`[data-drag="${input.name}"]`)) {
+          grip.setAttribute("aria-valuenow", input.value);
+          grip.setAttribute("aria-valuetext", text);
+        }
       } else if (input.checked) settings[input.name] = input.value;
     const state = formula(settings, data, moments);
     for (const place of all("[data-number]"))
@@ -119,6 +123,33 @@ for (const figure of document.querySelectorAll(
       form.elements[key].value = value;
     show();
   });
+  for (const grip of all("[data-drag]")) {
+    const input = form.elements[grip.dataset.drag];
+    const [low, high, bottom, top] = JSON.parse(
+      grip.parentNode.dataset.panel).slice(4);
+    grip.setAttribute("tabindex", 0);
+    grip.addEventListener("pointerdown", event => {
+      grip.setPointerCapture(event.pointerId);
+      grip.focus({preventScroll: true});
+      event.preventDefault();
+    });
+    grip.addEventListener("pointermove", event => {
+      if (!grip.hasPointerCapture(event.pointerId)) return;
+      const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(
+        grip.getScreenCTM().inverse());
+      input.value = low + (high - low) * (at.y - bottom) / (top - bottom);
+      show();
+    });
+    grip.addEventListener("keydown", event => {
+      const steps = {ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1,
+        PageUp: 10, PageDown: -10}[event.key];
+      if (!steps) return;
+      event.preventDefault();
+      if (steps > 0) input.stepUp(steps);
+      else input.stepDown(-steps);
+      show();
+    });
+  }
   figure.dataset.live = "";
   show();
 }
@@ -189,6 +220,10 @@ figure.explorer figcaption { color: inherit; text-align: left;
 .explorer svg .small { stroke-linecap: round; stroke-width: 3; }
 .explorer svg [data-set] { fill: transparent; stroke: none;
   cursor: pointer; }
+.explorer svg .grip { fill: transparent; stroke: none; cursor: ns-resize;
+  touch-action: none; }
+.explorer svg .grip:focus-visible { stroke: var(--ink); outline: none; }
+.explorer:not([data-live]) .grip { display: none; }
 .explorer:not([data-live]) :is(input, button) { display: none; }
 .explorer:not([data-live]) fieldset label:has(:not(:checked)) {
   display: none; }
@@ -394,7 +429,8 @@ class Explorer:
             '</figcaption><div class="sides">'
             f'<p class="still">{html.escape(self.alt)} Run the cell to draw '
             'it.</p>'
-            f'<svg viewBox="0 0 {width} {height}" role="img" '
+            f'<svg viewBox="0 0 {width} {height}" role='
+            f'"{"group" if "data-drag" in self.drawing else "img"}" '
             f'aria-label="{html.escape(self.alt)}">'
             f'{self._filled(self.drawing, state, "tspan")}</svg>'
             f'<form autocomplete="off">{controls}'
@@ -601,10 +637,10 @@ class Backward(Explorer):
     """The gradients of a batch of five inputs."""
 
     title = 'The backward pass'
-    caption = ('Above, five inputs and their mean (dashed). Below, the '
-               'gradient of each: filled bars are right, the outlined ones '
-               'take the statistics as constants. A bar that ends at the '
-               'edge goes on.')
+    caption = ('Above, five inputs and their mean (dashed); drag them. '
+               'Below, the gradient of each: filled bars are right, the '
+               'outlined ones take the statistics as constants. A bar that '
+               'ends at the edge goes on.')
     alt = ('Above, five dots at the heights of the inputs and a dashed line '
            'at their mean. Below, two bars for each input, from a common '
            'zero line: the filled ones are the gradients, and those above '
@@ -626,7 +662,14 @@ class Backward(Explorer):
             'zero': ('line', 'axis'), 'right': ('boxes', 'fill'),
             'wrong': ('boxes', 'red')},
         ({i + 1: f'x{"₁₂₃₄₅"[i]}' for i in range(5)},
-         {-1: '−1', 0: '0', 1: '1'}), ('', 'gradient'))
+         {-1: '−1', 0: '0', 1: '1'}), ('', 'gradient')) + (
+        '<g data-panel="[0.5, 5.5, 36, 390, -4, 4, 122, 22]">' + ''.join(
+            f'<path class="grip" data-drag="x{i}" role="slider" '
+            f'aria-label="x{"₁₂₃₄₅"[i - 1]}" aria-orientation="vertical" '
+            'aria-valuemin="-4" aria-valuemax="4" '
+            f'aria-valuenow="{value}" '
+            f'data-path="grip{i}" data-kind="boxes"/>'
+            for i, value in enumerate((-2, 1, 3, -1, 0.5), 1)) + '</g>')
     says = ('The gradients of the inputs sum to {sum:3}, and their products '
             'with x̂ to {along:3}. With constant statistics these would be '
             '{wrongSum:3} and {wrongAlong:3}. ∂β = {dbeta:3}, '
@@ -660,6 +703,9 @@ class Backward(Explorer):
     wrong: w.map((v, i) => [i + 1.02, 0, i + 1.3, v])};
   for (const [key, values] of Object.entries({x, h, g, d, w}))
     values.forEach((v, i) => { state[key + (i + 1)] = v; });
+  x.forEach((v, i) => {
+    state["grip" + (i + 1)] = [[i + .55, v - 2.4, i + 1.45, v + 2.4]];
+  });
   return state;
 }'''
 
@@ -685,6 +731,8 @@ class Backward(Explorer):
                            for i, v in enumerate(d[:, 0])],
                  'wrong': [(i + 1.02, 0, i + 1.3, v)
                            for i, v in enumerate(w[:, 0])]}
+        state |= {f'grip{i + 1}': [(i + 0.55, v - 2.4, i + 1.45, v + 2.4)]
+                  for i, v in enumerate(x[:, 0])}
         return state | {f'{key}{i + 1}': v for key, values in (
             ('x', x), ('h', h), ('g', g), ('d', d), ('w', w))
             for i, v in enumerate(values[:, 0])}
@@ -698,17 +746,17 @@ class Axes(Explorer):
     caption = ('A block of 3 examples (rows), 4 channels (columns) and '
                '2 × 3 pixels. The box stands around one value; tap another '
                'one, or use the sliders. Filled cells share its mean and '
-               'variance.')
+               'variance (RMS: its mean square).')
     alt = ('Twelve small grids of two by three numbers, in three rows for '
            'the examples and four columns for the channels. For batch '
-           'normalization one column of grids is filled; for layer '
+           'normalization one column of grids is filled; for layer and RMS '
            'normalization one row; for group normalization some '
            'neighbours in a row; for instance normalization a single '
            'grid.')
     controls = {
         'kind': Choice('Normalization', 'batch', {
             'batch': 'batch', 'layer': 'layer', 'group': 'group',
-            'instance': 'instance'}),
+            'instance': 'instance', 'rms': 'RMS'}),
         'groups': Slider('groups (for group)', 1, 0, 2, words=(
             '1', '2', '4')),
         'n': Slider('example', 1, 1, 3), 'c': Slider('channel', 2, 1, 4),
@@ -726,22 +774,22 @@ class Axes(Explorer):
         f'<text x="{72 + 90 * c}" y="14" text-anchor="middle">'
         f'channel {c + 1}</text>' for c in range(4)) + ''.join(
         f'<text x="4" y="{58 + 74 * n}">{n + 1}</text>'
-        for n in range(3)) + ''.join(
-        f'<text x="{42 + 90 * c + 28 * w}" y="{44 + 74 * n + 30 * h}" '
-        f'text-anchor="middle">{value}</text>'
-        for (n, c, h, w), value in zip(
+        for n in range(3)) + '<g text-anchor="middle">' + ''.join(
+        f'<text x="{42 + 90 * c + 28 * w}" y="{44 + 74 * n + 30 * h}">'
+        f'{value}</text>' for (n, c, h, w), value in zip(
             np.ndindex(3, 4, 2, 3), data, strict=True)
-    ) + _panel((0, 400, 0, 400), (0, 246, 0, 246), {
+    ) + '</g>' + _panel((0, 400, 0, 400), (0, 246, 0, 246), {
         'picked': ('boxes', 'red')}) + ''.join(
         f'<rect x="{28 + 90 * c + 28 * w}" y="{24 + 74 * n + 30 * h}" '
         'width="28" height="30" data-set="'
         f'n={n + 1}&amp;c={c + 1}&amp;h={h + 1}&amp;w={w + 1}"/>'
         for n, c, h, w in np.ndindex(3, 4, 2, 3))
-    says = ('{count:0} values share one mean: {which:0}. It is {mean:3}, '
-            'their variance {variance:3}. The value {value:0} becomes '
-            '{result:3}. The block has {means:0} means in all.')
+    says = ('{count:0} values share {what:0}: {which:0}. Their mean is '
+            '{mean:3}, their variance {variance:3}, their mean square '
+            '{square:3}. The value {value:0} becomes {result:3}. The block '
+            'has {means:0} such sets in all.')
     script = '''(s, D, moments) => {
-  const groups = {layer: 1, group: 2 ** s.groups}[s.kind] || 4;
+  const groups = {layer: 1, rms: 1, group: 2 ** s.groups}[s.kind] || 4;
   const size = 4 / groups, mine = Math.floor((s.c - 1) / size);
   const boxes = [], values = [], picked = [];
   let value;
@@ -759,17 +807,21 @@ class Axes(Explorer):
   const [mean, variance] = moments(values), first = mine * size + 1;
   const channels = size === 4 ? "all channels" : size === 1
     ? `channel ${first}` : `channels ${first} and ${first + 1}`;
-  return {count: values.length, mean, variance, value, means:
+  const [square] = moments(values.map(v => v * v)), rms = s.kind === "rms";
+  return {count: values.length, mean, variance, square, value, what: rms ?
+    "one mean square" : "one mean and one variance", means:
     72 / values.length, shared: boxes, picked, which: channels + (s.kind ===
       "batch" ? " of all examples" : ` of example ${s.n}`), result:
-    (value - mean) / Math.sqrt(variance + 1e-5)};
+    (value - (rms ? 0 : mean)) / Math.sqrt((rms ? square : variance)
+      + 1e-5)};
 }'''
 
     def state(self, settings: dict[str, Any],
               data: Sequence[float]) -> dict[str, Any]:
         """As the script, by `normalize`."""
         s, X = settings, np.array(data, float).reshape(3, 4, 2, 3)
-        groups = {'layer': 1, 'group': 2 ** s['groups']}.get(s['kind'], 4)
+        groups = {'layer': 1, 'rms': 1, 'group': 2 ** s['groups']}.get(
+            s['kind'], 4)
         size, at = 4 // groups, tuple(s[key] - 1 for key in 'nchw')
         Y = normalize(X, s['kind'],
                       groups=groups if s['kind'] == 'group' else None)
@@ -784,6 +836,9 @@ class Axes(Explorer):
             size, f'channels {first} and {first + 1}')
         return {'count': int(shared.sum()), 'mean': X[shared].mean(),
                 'variance': X[shared].var(), 'value': X[at],
+                'square': (X[shared] ** 2).mean(),
+                'what': ('one mean square' if s['kind'] == 'rms'
+                         else 'one mean and one variance'),
                 'means': X.size // int(shared.sum()),
                 'shared': boxes[shared].tolist(),
                 'picked': [boxes[at].tolist()], 'result': Y[at],

@@ -24,7 +24,7 @@ from d2ltvm.theory import (
     batch_norm_forward,
     numeric_gradient,
 )
-from d2ltvm.why import normalize
+from d2ltvm.why import KINDS, normalize
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / 'benchmarks' / 'results' / 'inference.json'
@@ -176,12 +176,14 @@ def test_gradients_are_those_of_differences(seed):
         assert abs(d).max() < 1e-3
 
 
-@pytest.mark.parametrize('seed', range(16))
+@pytest.mark.parametrize('seed', range(20))
 def test_cells_that_share_a_mean(seed):
     settings = drawn(Axes(), seed)
     explorer = Axes(**settings)
-    state, at = state_of(explorer), tuple(settings[key] - 1 for key in 'nchw')
-    X = np.array(explorer.data, float).reshape(3, 4, 2, 3)
+    at = tuple(settings[key] - 1 for key in 'nchw')
+    # from 1 on: RMS normalization leaves a 0 as it is
+    X = np.array(explorer.data, float).reshape(3, 4, 2, 3) + 1
+    state = explorer.state(settings, X.ravel())
     groups = 2 ** settings['groups'] if settings['kind'] == 'group' else None
     # who shares: a large change of it changes the result
     Y = normalize(X, settings['kind'], groups=groups)
@@ -195,6 +197,8 @@ def test_cells_that_share_a_mean(seed):
     assert state['means'] * shares == X.size
     assert state['result'] == Y[at] and state['value'] == X[at]
     assert state['picked'][0] in state['shared']
+    assert state['what'] == ('one mean square' if settings['kind'] == 'rms'
+                             else 'one mean and one variance')
 
 
 def test_schedule_is_the_roofline_of_the_measurements():
@@ -346,6 +350,69 @@ def test_a_tap_picks_a_cell(show):
     page.locator('[data-set="n=3&c=4&h=2&w=1"]').tap()
     assert page.locator('figure').evaluate(READ) == expected(
         page, Axes(n=3, c=4, h=2, w=1))
+
+
+def centre_of(page, name):
+    box = page.locator(f'[data-drag="{name}"]').bounding_box()
+    return box['x'] + box['width'] / 2, box['y'] + box['height'] / 2
+
+
+def test_the_axes_know_all_kinds():
+    assert set(Axes.controls['kind'].options) == set(KINDS)
+
+
+def test_dots_are_dragged_by_the_mouse(show):
+    page = show(Backward(), viewport={'width': 1000, 'height': 900})
+    x, y = centre_of(page, 'x5')  # at 0.5, near the middle
+    unit = page.locator('svg').bounding_box()['width'] / 400 * 12.5
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 30, y - 2 * unit, steps=4)
+    figure = page.locator('figure')
+    assert figure.evaluate(READ) == expected(page, Backward(x5=2.5))
+    page.mouse.move(x, y - 400)  # far above: the end of the slider
+    assert figure.evaluate(READ) == expected(page, Backward(x5=4))
+    page.mouse.up()
+    page.mouse.move(x, y + 100)  # let go: nothing moves any more
+    assert figure.evaluate(READ) == expected(page, Backward(x5=4))
+    page.get_by_role('button').click()
+    page.wait_for_timeout(50)
+    assert figure.evaluate(READ) == expected(page, Backward())
+
+
+def test_dots_are_dragged_by_a_finger(show):
+    page = show(Backward(), viewport={'width': 390, 'height': 800},
+                has_touch=True, is_mobile=True)
+    for i in range(1, 6):
+        box = page.locator(f'[data-drag="x{i}"]').bounding_box()
+        assert min(box['width'], box['height']) >= 24
+    x, y = centre_of(page, 'x5')
+    unit = page.locator('svg').bounding_box()['width'] / 400 * 12.5
+    top = page.evaluate('window.scrollY')
+    session = page.context.new_cdp_session(page)
+    for kind, down in (('touchStart', 0), ('touchMove', 0.5),
+                       ('touchMove', 1.5), ('touchEnd', None)):
+        session.send('Input.dispatchTouchEvent', {
+            'type': kind, 'touchPoints': [] if down is None else [
+                {'x': x, 'y': y + down * unit}]})
+    assert page.locator('figure').evaluate(READ) == expected(
+        page, Backward(x5=-1.0))
+    assert page.evaluate('window.scrollY') == top  # the page stays
+
+
+def test_dots_are_moved_by_the_keyboard(show):
+    page = show(Backward())
+    grip = page.get_by_role('slider', name='x₂').and_(
+        page.locator('[data-drag]'))
+    grip.focus()
+    for key, value in (('ArrowUp', 1.1), ('ArrowRight', 1.2),
+                       ('ArrowDown', 1.1), ('PageUp', 2.1),
+                       ('PageDown', 1.1)):
+        page.keyboard.press(key)
+        assert grip.get_attribute('aria-valuenow') == str(value)
+        assert page.locator('figure').evaluate(READ) == expected(
+            page, Backward(x2=value)), key
+    assert page.evaluate('document.activeElement.dataset.drag') == 'x2'
 
 
 def test_figures_of_one_kind_do_not_disturb_each_other(show):
