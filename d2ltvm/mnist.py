@@ -6,9 +6,11 @@ import contextlib
 import functools
 import gzip
 import hashlib
+import importlib
 import io
 import math
 import os
+import warnings
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -184,6 +186,14 @@ def read_idx(path: str | Path, shape: tuple[int, ...], digest: str,
 
 
 # chapters/mnist.ipynb, cell fn-download
+def _get_pooch() -> Any:
+    """The package, without a remark of its progress bar on Jupyter."""
+    with needed_for('downloading MNIST'), warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'IProgress not found')
+        return importlib.import_module('pooch')
+
+
+# chapters/mnist.ipynb, cell fn-download
 class Bar:
     """Progress of one download, printed on standard output."""
 
@@ -216,8 +226,7 @@ def download(url: str, path: str | Path, _pooch: object = None,
     Raises `requests.RequestException` if the server cannot be reached, does
     not have the file or breaks off, ValueError if the gzip is damaged.
     """
-    with needed_for('downloading MNIST'):
-        import pooch
+    pooch = _get_pooch()
 
     def close_error(answer: Any, **kwargs: object) -> None:
         if not answer.ok:
@@ -235,8 +244,7 @@ def download(url: str, path: str | Path, _pooch: object = None,
 # chapters/mnist.ipynb, cell fn-fetch
 def retrieve(url: str, digest: str, name: str, folder: str | Path) -> str:
     """Call `pooch.retrieve` with `download` and without its log lines."""
-    with needed_for('downloading MNIST'):
-        import pooch
+    pooch = _get_pooch()
     logger = pooch.get_logger()
     level = logger.level
     logger.setLevel('WARNING')  # it would write to standard error
@@ -279,8 +287,8 @@ def fetch(name: str, digest: str, mirrors: Iterable[str],
     OSError
         If the file is not in the cache and cannot be written there.
     """
+    pooch = _get_pooch()
     with needed_for('downloading MNIST'):
-        import pooch
         import requests
     folder = folder or pooch.os_cache('d2ltvm')
     kind: type[Exception] = ConnectionError
@@ -359,9 +367,7 @@ def load_set(kind: str, files: dict, mirrors: Iterable[str],
     elif folder is None:
         origin = 'the cache'
         if subfolder:
-            with needed_for('downloading'):
-                import pooch
-            cache = pooch.os_cache('d2ltvm') / subfolder
+            cache = _get_pooch().os_cache('d2ltvm') / subfolder
     arrays = []
     for name, (shape, digest) in files.items():
         path = (find_file(name, folder, origin) if folder is not None
