@@ -16,7 +16,7 @@ __all__ = ['BatchNorm', 'CONVENTIONS', 'NAMES', 'convert_statistics',
            'normalize_inplace', 'update_statistics']
 
 
-# chapters/moving_statistics.ipynb, cell fn-names
+# chapters/moving_statistics.ipynb, cell fn-layer-arrays
 # What libraries call the arrays of a layer
 NAMES = {'mean': ('running_mean', 'moving_mean', 'mean'),
          'var': ('running_var', 'moving_var', 'moving_variance', 'var'),
@@ -91,7 +91,33 @@ CONVENTIONS = {
 }
 
 
-# chapters/moving_statistics.ipynb, cell fn-conversion
+# chapters/moving_statistics.ipynb, cell fn-conventions
+def _convention(name: str, value: str) -> tuple[str, str]:
+    """The entry of `CONVENTIONS`, or a ValueError that names the argument."""
+    check_choice(name, value, tuple(CONVENTIONS))
+    return CONVENTIONS[value]
+
+
+# chapters/moving_statistics.ipynb, cell fn-conventions
+def _check_statistics(mean: np.ndarray, var: np.ndarray,
+                      momentum: float | None
+                      ) -> tuple[np.ndarray, np.ndarray]:
+    """Copies of the statistics, as float arrays; refuse wrong ones."""
+    mean, var = (a.astype(np.result_type(a, np.float32))
+                 for a in map(_as_numpy, (mean, var)))
+    if mean.shape != var.shape or mean.ndim != 1:
+        raise ValueError('mean, var: expected one shape (C,), got '
+                         f'{mean.shape}, {var.shape}')
+    if not np.isfinite(mean).all():
+        raise ValueError('mean: expected finite numbers, got '
+                         f'{mean[~np.isfinite(mean)][0]}')
+    check_variance('var', var, finite=True)
+    if momentum is not None:
+        check_number('momentum', momentum, 0, 1)
+    return mean, var
+
+
+# chapters/moving_statistics.ipynb, cell fn-conventions
 def _first_value_left(momentum: float | None, weighs: str,
                       updates: int | None, first_var: float) -> float:
     """What the first value still contributes: r in (eq-conversion)."""
@@ -106,7 +132,7 @@ def _first_value_left(momentum: float | None, weighs: str,
     return kept ** updates * first_var
 
 
-# chapters/moving_statistics.ipynb, cell fn-conversion
+# chapters/moving_statistics.ipynb, cell fn-conventions
 def _scale_above(rest: float, var: np.ndarray, factor: float) -> np.ndarray:
     """Equation (eq-conversion): scale the part of `var` above `rest`."""
     collected = var.astype('float64') - rest
@@ -172,20 +198,9 @@ def convert_statistics(mean: np.ndarray, var: np.ndarray,
     has no weight left; else the variance is off by at most the remaining
     first value / (m - 1).
     """
-    check_choice('source', source, tuple(CONVENTIONS))
-    check_choice('target', target, tuple(CONVENTIONS))
-    mean, var = (a.astype(np.result_type(a, np.float32))
-                 for a in map(_as_numpy, (mean, var)))
-    if mean.shape != var.shape or mean.ndim != 1:
-        raise ValueError('mean, var: expected one shape (C,), got '
-                         f'{mean.shape}, {var.shape}')
-    if not np.isfinite(mean).all():
-        raise ValueError('mean: expected finite numbers')
-    check_variance('var', var, finite=True)
-    if momentum is not None:
-        check_number('momentum', momentum, 0, 1)
-    (weighs, kind), (weighs_after, kind_after) = (
-        CONVENTIONS[source], CONVENTIONS[target])
+    mean, var = _check_statistics(mean, var, momentum)
+    weighs, kind = _convention('source', source)
+    weighs_after, kind_after = _convention('target', target)
     rest = _first_value_left(momentum, weighs, updates, first_var)
     if kind != kind_after:
         if count is None:
@@ -304,7 +319,7 @@ def normalize_inplace(X: nd.NDArray, mean: nd.NDArray, var: nd.NDArray,
     X += beta.reshape((1, -1))
 
 
-# chapters/moving_statistics.ipynb, cell fn-moments
+# chapters/moving_statistics.ipynb, cell fn-parts
 def _moments(X: nd.NDArray) -> tuple[nd.NDArray, nd.NDArray, nd.NDArray]:
     """`X` minus its mean, the mean, and the biased variance, by feature."""
     shifted = X - X[:1].detach()  # the result does not depend on the shift
@@ -313,7 +328,7 @@ def _moments(X: nd.NDArray) -> tuple[nd.NDArray, nd.NDArray, nd.NDArray]:
     return centred, X[0] + rest, nd.square(centred).mean(axis=0)
 
 
-# chapters/moving_statistics.ipynb, cell fn-state
+# chapters/moving_statistics.ipynb, cell fn-parts
 class _AroundOne(mx.init.Initializer):
     """Normal numbers with mean 1 and standard deviation `sscale`."""
 
@@ -330,7 +345,7 @@ class _AroundOne(mx.init.Initializer):
             array[:] = rng.normal(1, self.sscale, array.shape)
 
 
-# chapters/moving_statistics.ipynb, cell fn-state
+# chapters/moving_statistics.ipynb, cell fn-parts
 class _State(gluon.Block):
     """The parameters of `BatchNorm`, with or without values."""
 
@@ -378,7 +393,7 @@ class _State(gluon.Block):
         load_checked(self, filename, ctx)
 
 
-# chapters/moving_statistics.ipynb, cell fn-state
+# chapters/moving_statistics.ipynb, cell fn-parts
 def _is_allocated(parameter: gluon.Parameter) -> bool:
     """Whether a gluon.Parameter has values."""
     try:
@@ -387,7 +402,7 @@ def _is_allocated(parameter: gluon.Parameter) -> bool:
         return False
 
 
-# chapters/moving_statistics.ipynb, cell fn-state
+# chapters/moving_statistics.ipynb, cell fn-parts
 def _check_settings(size: int, epsilon: float, sscale: float,
                     name: str | None) -> None:
     """Refuse settings of `BatchNorm` that make no sense."""
@@ -398,7 +413,7 @@ def _check_settings(size: int, epsilon: float, sscale: float,
         raise TypeError(f'name: expected a string or None, got {name!r}')
 
 
-# chapters/moving_statistics.ipynb, cell fn-state
+# chapters/moving_statistics.ipynb, cell fn-parts
 def _check_input(block: "BatchNorm", X: nd.NDArray) -> nd.NDArray:
     """`X` as an NDArray; refuse what `block` cannot normalize."""
     name = f'{block.name}: X'
