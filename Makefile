@@ -11,7 +11,7 @@ ifneq ($(shell cat $(ready) 2>/dev/null),$(CURDIR))
 .PHONY: $(ready)
 endif
 
-.PHONY: book live pdf test lock check package notebooks lab bench bench-keep shape clean
+.PHONY: book live pdf test unit soak lock check package notebooks lab bench bench-keep shape clean
 .DELETE_ON_ERROR:
 
 book: package
@@ -24,13 +24,25 @@ live: book
 pdf: package
 	$(python) tools/pdf.py
 
+# All of it, as many processes as there are cores; threads that wait do not
+# spin, because others need the cores
+pytest = OMP_WAIT_POLICY=passive TVM_THREAD_POOL_SPIN_COUNT=0 \
+    $(python) -m pytest -n auto --maxprocesses 8 --dist loadgroup
 test: check
-	$(python) -m pytest
-	D2LTVM_SHORT=1 $(python) -m pytest --nbval --nbval-current-env \
-	    --timeout=600 --nbval-cell-timeout=500 -p no:cacheprovider \
-	    chapters/*.ipynb
+	D2LTVM_SHORT=1 $(pytest) --nbval --nbval-current-env \
+	    --nbval-cell-timeout=800 -p no:cacheprovider tests chapters
 	.venv/bin/jupyter-book build . --all -W -n --keep-going -q
-	$(python) -m pytest tests/browser
+	$(pytest) tests/browser
+
+unit: $(ready)
+	$(pytest)
+
+# The same tests with far more cases, and those that take long
+soak: export D2LTVM_SOAK = 1
+soak: check
+	$(pytest) --timeout=7200
+	.venv/bin/jupyter-book build . --all -W -n --keep-going -q
+	$(pytest) --timeout=7200 tests/browser
 
 check: $(ready)
 	.venv/bin/ruff check .

@@ -5,12 +5,30 @@ from hypothesis import HealthCheck, settings
 from playwright.sync_api import sync_playwright
 
 from d2ltvm.mxnet_today import mx
+from soak import SOAK, examples
 
-# The same examples on every run; a slow machine is no failure
+# The same examples on every run, but for soaking; a slow machine is no failure
 settings.register_profile(
-    'book', deadline=None, derandomize=True, max_examples=40, database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture])
+    'book', deadline=None, derandomize=not SOAK, max_examples=examples(40),
+    database=None, suppress_health_check=[
+        HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 settings.load_profile('book')
+
+
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'soak: takes long; for `make soak`')
+
+
+def pytest_collection_modifyitems(config, items):
+    """What takes long is left out; a notebook stays with one process."""
+    long = [] if SOAK else [
+        item for item in items if item.get_closest_marker('soak')]
+    if long:
+        items[:] = [item for item in items if item not in set(long)]
+        config.hook.pytest_deselected(items=long)
+    for item in items:
+        if item.path.suffix == '.ipynb':
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture(params=[False, True], ids=['nd', 'set_np'])

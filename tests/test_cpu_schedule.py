@@ -16,6 +16,7 @@ from tvm.target import Target, codegen
 from d2ltvm import cpu_schedule as module
 from d2ltvm.mxnet_today import mx
 from d2ltvm.tvm_inference import batch_norm, batch_norm_float64, bn_error
+from soak import examples
 
 BOUND = 1e-6  # seven float32 roundings are at most 4.2e-7
 BASELINE = Target({'kind': 'llvm'})
@@ -77,7 +78,7 @@ def test_the_names_of_the_book_are_also_at_the_top():
 
 # Numbers
 
-@settings(max_examples=30)  # each compiles
+@settings(max_examples=examples(30))  # each compiles
 @given(shape=st.tuples(st.integers(1, 5), st.integers(1, 9),
                        st.integers(1, 20), st.integers(1, 20)),
        seed=st.integers(0, 2 ** 32), offset=st.sampled_from([0, 1000]),
@@ -95,7 +96,7 @@ def test_property_against_float64(monkeypatch, shape, seed, offset, scale,
     assert bn_error(run(kernel, arrays), *arrays, eps=eps) < BOUND
 
 
-@settings(max_examples=12)
+@settings(max_examples=examples(12))
 @given(shape=st.tuples(st.integers(1, 4), st.integers(1, 40),
                        st.sampled_from([1, 1, 3, 7]),
                        st.sampled_from([1, 1, 5, 16])),
@@ -204,7 +205,7 @@ def test_constant_channel(kernel, arrays):
 
 # The schedule
 
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(shape=st.tuples(*4 * [st.integers(1, 40)])
        | st.tuples(st.integers(1, 99), st.integers(1, 999), *2 * [st.just(1)]),
        lanes=st.sampled_from([4, 8, 16]))
@@ -399,13 +400,13 @@ for shape in ((1, 1, 64, 64), (2, 64, 1, 1), (2, 8, 64, 65)):
 print('done')
 '''
     result = subprocess.run([sys.executable, '-c', code], text=True,
-                            capture_output=True, timeout=120)
+                            capture_output=True)
     assert (result.returncode, result.stdout) == (0, 'done\n')
 
 
 # The copy
 
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(count=st.integers(1, 5000), parts=st.integers(1, 60),
        seed=st.integers(0, 99))
 def test_property_copy(count, parts, seed):

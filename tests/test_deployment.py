@@ -19,6 +19,7 @@ from d2ltvm import deployment as dp
 from d2ltvm.cpu_schedule import host_target
 from d2ltvm.gpu_schedule import cuda_target
 from d2ltvm.mnist import parse_idx
+from soak import examples
 
 SHAPES = (20, 1, 3, 3), (50, 20, 5, 5), (128, 800), (10, 128)
 FACTS = {'format': '1', 'tvm': dp.tvm_version(), 'batch': '1',
@@ -57,6 +58,10 @@ def reference(X, layers):
 def draw_images(n, seed=0):
     return np.random.default_rng(seed).integers(
         256, size=(n, 28, 28)).astype('uint8')
+
+
+# One process makes the networks
+pytestmark = pytest.mark.xdist_group('deployment')
 
 
 @pytest.fixture(scope='session')
@@ -205,7 +210,7 @@ def test_facts_of_a_file(folder, three):
 
 # Loading
 
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(seed=st.integers(0, 2 ** 32), offset=st.sampled_from([0, 0.5, 1000]),
        scale=st.sampled_from([1e-30, 1e-3, 1, 1e3, 1e30]))
 def test_property_logits(semantics, one, three, layers, seed, offset, scale):
@@ -289,7 +294,7 @@ def test_many_loads_leave_nothing_open(folder, one, monkeypatch, tmp_path):
     monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
     X = np.ones((1, 1, 28, 28), 'float32')
     before = len(os.listdir('/proc/self/fd'))
-    for _ in range(20):
+    for _ in range(examples(20)):
         np.testing.assert_array_equal(
             dp.load_network(folder / 'one.so')(X), one(X))
     assert len(os.listdir('/proc/self/fd')) <= before + 2

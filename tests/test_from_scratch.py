@@ -8,6 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from d2ltvm import from_scratch as fs
 from d2ltvm.mnist import Digits, digits_28
 from d2ltvm.mxnet_today import autograd, mx, nd
+from soak import examples
 
 # Every test runs in both semantics of MXNet
 pytestmark = pytest.mark.usefixtures('semantics')
@@ -586,7 +587,7 @@ def test_property_sgd(semantics, shape, learning_rate, seed):
                     atol=1e-6 * (1 + learning_rate) * abs(grad).max())
 
 
-@settings(max_examples=8)
+@settings(max_examples=examples(8))
 @given(st.integers(1, 25), st.integers(1, 9), st.integers(0, 99))
 def test_property_accuracy_and_settling(semantics, n, batch_size, seed):
     """Against the network itself, image by image, and all images at once."""

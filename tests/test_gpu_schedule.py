@@ -16,6 +16,7 @@ from tvm.target import Target
 
 from d2ltvm import gpu_schedule as module
 from d2ltvm.tvm_inference import batch_norm, batch_norm_float64, bn_error
+from soak import examples
 
 # float32: at most 5 roundings of 2**-24; float16: one of 2**-11 on top
 BOUND = {'float32': 1e-6, 'float16': 2 ** -11 + 1e-6}
@@ -65,7 +66,7 @@ def assert_correct(Y, X, mean, var, gamma, beta, eps):
 
 # Index arithmetic, for random shapes
 
-@settings(max_examples=40)  # each compiles
+@settings(max_examples=examples(40))  # each compiles
 @given(shape=st.tuples(st.integers(1, 4), st.integers(1, 5),
                        st.integers(1, 40), st.integers(1, 40)),
        dtype=st.sampled_from(['float32', 'float16']),
@@ -89,7 +90,7 @@ def test_property_every_element_once(shape, dtype, threads, blocks, seed,
     np.testing.assert_array_equal(run(*arrays, in_place=True), Y)
 
 
-@settings(max_examples=10)
+@settings(max_examples=examples(10))
 @given(scale=st.sampled_from([1e-15, 1e-3, 1e3, 1e15]),
        offset=st.sampled_from([0, 1000]), seed=st.integers(0, 2 ** 32))
 def test_property_scales(scale, offset, seed):
@@ -99,7 +100,7 @@ def test_property_scales(scale, offset, seed):
     assert bn_error(Y, X, *params, 1e-12) < BOUND['float32']
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(N=st.integers(1, 64), C=st.integers(1, 512), H=st.integers(1, 500),
        W=st.integers(1, 500), dtype=st.sampled_from(['float32', 'float16']),
        threads=st.integers(1, 32), blocks=st.integers(1, 4000))

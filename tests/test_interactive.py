@@ -25,6 +25,7 @@ from d2ltvm.theory import (
     numeric_gradient,
 )
 from d2ltvm.why import KINDS, normalize
+from soak import examples
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / 'benchmarks' / 'results' / 'inference.json'
@@ -176,7 +177,7 @@ def test_gradients_are_those_of_differences(seed):
         assert abs(d).max() < 1e-3
 
 
-@pytest.mark.parametrize('seed', range(20))
+@pytest.mark.parametrize('seed', range(examples(20)))
 def test_cells_that_share_a_mean(seed):
     settings = drawn(Axes(), seed)
     explorer = Axes(**settings)
@@ -266,6 +267,14 @@ def show(chromium):
     assert not complaints
 
 
+def assert_soon(figure, state):
+    """The button redraws a moment after the click."""
+    for _ in range(1000):
+        if figure.evaluate(READ) == state:
+            break
+    assert figure.evaluate(READ) == state
+
+
 def expected(page, explorer):
     """What Python writes: parsed, and no script of it run."""
     return page.evaluate(
@@ -280,15 +289,14 @@ def test_browser_computes_what_python_does(make, show):
     figure = page.locator('figure')
     assert figure.evaluate(READ) == expected(page, make())
     shown = []
-    for seed in range(25):
+    for seed in range(examples(25)):
         settings = drawn(make(), seed)
         figure.evaluate(SET, settings)
         shown.append(figure.evaluate(READ))
         assert shown[-1] == expected(page, make(**settings)), settings
     assert shown[0] != shown[1]
     page.get_by_role('button').click()  # start again
-    page.wait_for_timeout(50)
-    assert figure.evaluate(READ) == expected(page, make())
+    assert_soon(figure, expected(page, make()))
 
 
 @each
@@ -376,8 +384,7 @@ def test_dots_are_dragged_by_the_mouse(show):
     page.mouse.move(x, y + 100)  # let go: nothing moves any more
     assert figure.evaluate(READ) == expected(page, Backward(x5=4))
     page.get_by_role('button').click()
-    page.wait_for_timeout(50)
-    assert figure.evaluate(READ) == expected(page, Backward())
+    assert_soon(figure, expected(page, Backward()))
 
 
 def test_dots_are_dragged_by_a_finger(show):

@@ -13,6 +13,7 @@ from tvm import relax, s_tir, te
 
 from d2ltvm import network_schedule as module
 from d2ltvm.mxnet_today import mx
+from soak import examples
 
 SHAPES = (20, 1, 3, 3), (50, 20, 5, 5), (128, 800), (10, 128)
 LINUX = 'x86_64-linux-gnu'
@@ -87,7 +88,7 @@ def run_conv(X, W, b, side, lanes, registers):
     return tensors[-1].numpy()
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 11),
        st.sampled_from([1, 3, 5]), st.integers(1, 5),
        st.sampled_from([4, 8, 16]), st.sampled_from([16, 32]),
@@ -109,7 +110,7 @@ def test_convolution(batch, channels, outputs, kernel, side, lanes,
                                atol=terms * 2 ** -24 * size)
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(st.integers(1, 8), st.integers(1, 3), st.integers(1, 3),
        st.integers(1, 70), st.sampled_from([4, 16]),
        st.sampled_from([16, 32]))
@@ -165,7 +166,7 @@ def test_packed_weights():
 
 # The whole
 
-@settings(max_examples=12)
+@settings(max_examples=examples(12))
 @given(st.integers(1, 9), st.integers(1, 3), st.integers(1, 12),
        st.integers(1, 12), st.sampled_from([1, 3, 5]),
        st.sampled_from([1, 3, 5]), st.integers(1, 40), st.integers(1, 17),

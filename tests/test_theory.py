@@ -339,7 +339,7 @@ np.testing.assert_allclose(mean, X.mean((0, 2, 3), 'float64'))
 np.testing.assert_allclose(var, X.var((0, 2, 3), 'float64'))
 np.testing.assert_allclose(numeric, 2, rtol=1e-8)
 '''
-    subprocess.run([sys.executable, '-c', program], check=True, timeout=120)
+    subprocess.run([sys.executable, '-c', program], check=True)
 
 
 # --- population statistics ---------------------------------------------------

@@ -18,9 +18,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 from d2ltvm import from_scratch as fs
 from d2ltvm import training_operator as module
 from d2ltvm.mxnet_today import autograd, mx, nd
+from soak import examples
 
 TOLERANCE = 5e-6
-quick = settings(deadline=None, max_examples=60, derandomize=True)
+quick = settings(max_examples=examples(60))
 size = st.integers(1, 9)
 shapes = st.one_of(
     st.tuples(st.integers(1, 40), st.integers(1, 150)),
@@ -108,7 +109,7 @@ def test_momentum_and_eps(shape, seed, momentum, eps):
     judge(run(*arrays, momentum, eps), *arrays, momentum, eps)
 
 
-@settings(quick, max_examples=15)
+@settings(quick, max_examples=examples(15))
 @given(shapes, seeds, st.sampled_from((4, 8, 16)))
 def test_any_number_of_lanes(shape, seed, lanes):
     arrays = X, dY, gamma, beta = draw(shape, seed)
@@ -144,7 +145,7 @@ def test_threads_do_not_change_a_bit(shape, relu):
         assert_array_equal(a, b)
 
 
-@settings(quick, max_examples=25)
+@settings(quick, max_examples=examples(25))
 @given(shapes, seeds, offsets, st.sampled_from((1, 7, 64, 500)),
        st.booleans())
 def test_any_number_of_parts(shape, seed, offset, part, drift):
@@ -387,7 +388,7 @@ def builtin(X, gamma, beta):
 
 @pytest.mark.usefixtures('semantics')
 @pytest.mark.parametrize('relu', [False, True])
-@settings(quick, max_examples=15)
+@settings(quick, max_examples=examples(15))
 @given(shapes, seeds)
 def test_in_autograd(relu, shape, seed):
     if shape[0] * int(np.prod(shape[2:])) == 1:
@@ -471,7 +472,7 @@ def test_two_uses_add_up():
 
 
 @pytest.mark.parametrize('relu', [False, True])
-@settings(quick, max_examples=10)
+@settings(quick, max_examples=examples(10))
 @given(shapes, seeds)
 def test_function(relu, shape, seed):
     arrays = draw(shape, seed)
@@ -585,7 +586,7 @@ print(loss.asscalar() / 16 < 0.1, sorted(layer.moving))
 
 def test_training_does_not_stand_still():
     ran = subprocess.run([sys.executable, '-c', TRAINING], text=True,
-                         capture_output=True, timeout=120, check=True)
+                         capture_output=True, check=True)
     assert ran.stdout == "True ['bn1', 'bn2', 'bn3']\n"
     assert ran.stderr == ''
 
@@ -594,7 +595,7 @@ def test_import_starts_nothing():
     program = ('import threading, d2ltvm.training_operator as m; '
                'print(m.compile_kernels.cache_info().currsize)')
     ran = subprocess.run([sys.executable, '-c', program], text=True,
-                         capture_output=True, timeout=120, check=True)
+                         capture_output=True, check=True)
     assert ran.stdout == '0\n'
 
 
@@ -642,7 +643,7 @@ def test_every_step_of_a_training_agrees():
         return [logits.asnumpy(), *(params[name].grad.asnumpy() for name in
                                     ('W1', 'W2', 'W3', 'gamma1', 'beta2'))]
 
-    for _ in range(30):
+    for _ in range(examples(30)):
         X = nd.array(rng.uniform(size=(64, 1, 28, 28)))
         y = nd.array(rng.integers(10, size=64))
         for ours, theirs in zip(
