@@ -252,7 +252,7 @@ def moving_factor(n: int, init_factor: float = 1.0,
     return max(init_factor / n, min_factor)
 
 
-# chapters/moving_statistics.ipynb, cell fn-update-statistics
+# chapters/moving_statistics.ipynb, cell fn-parts
 def update_statistics(mean: nd.NDArray, var: nd.NDArray, count: nd.NDArray,
                       batch_mean: nd.NDArray, batch_var: nd.NDArray, m: int,
                       init_factor: float = 1.0,
