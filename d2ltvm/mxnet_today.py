@@ -27,6 +27,7 @@ __all__ = ['Finder', 'OldText', 'as_array', 'describe_gpu', 'load_cuda',
 
 # chapters/mxnet_today.ipynb, cell fn-stand-in
 def _removed(*args: Any, **options: Any) -> None:
+    """What is there by name only."""
     raise RuntimeError('NumPy 1.20 removed the financial functions (NEP 32)')
 
 
@@ -108,12 +109,13 @@ def as_array(self: Any, dtype: Any = None, copy: Any = None) -> np.ndarray:
     return np.asarray(self.asnumpy(), dtype)
 
 
-# chapters/mxnet_today.ipynb, cell fn-finder
+# chapters/mxnet_today.ipynb, cell fn-import
 _GONE = ('distutils.version',)
 
 
-# chapters/mxnet_today.ipynb, cell fn-finder
+# chapters/mxnet_today.ipynb, cell fn-import
 def _import(name: str, *args: Any, **options: Any) -> Any:
+    """Takes the place of `__import__` in MXNet's modules."""
     if name in _GONE:
         return types.SimpleNamespace(StrictVersion=old_version,
                                      LooseVersion=old_version)
@@ -121,8 +123,9 @@ def _import(name: str, *args: Any, **options: Any) -> Any:
     return old_numpy() if module is np else module
 
 
-# chapters/mxnet_today.ipynb, cell fn-finder
+# chapters/mxnet_today.ipynb, cell fn-execute
 def _execute(original: Callable, module: ModuleType) -> None:
+    """Run a module of MXNet, which finds the old names."""
     names = vars(module)
     names['__builtins__'] = {**vars(builtins), '__import__': _import}
     if module.__name__ in ('mxnet._ctypes.ndarray', 'mxnet._ctypes.symbol',
@@ -156,6 +159,7 @@ class Finder(importlib.abc.MetaPathFinder):
 
 # chapters/mxnet_today.ipynb, cell fn-mxnet-version
 def _mxnet_folder() -> Path:
+    """Where the package lies."""
     spec = importlib.machinery.PathFinder.find_spec('mxnet')
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("No module named 'mxnet'", name='mxnet')
@@ -232,8 +236,9 @@ def __getattr__(name: str) -> Any:
     return mx if name == 'mx' else getattr(mx, name)
 
 
-# chapters/mxnet_today.ipynb, cell fn-load-cuda
+# chapters/mxnet_today.ipynb, cell fn-open
 def _open(library: Path, folder: Path | None, opened: list[str]) -> None:
+    """Open a library, and before it those that it misses."""
     while True:
         try:
             ctypes.CDLL(str(library))
