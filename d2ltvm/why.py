@@ -17,8 +17,27 @@ from d2ltvm.theory import centre
 __all__ = ['KINDS', 'normalize']
 
 
-# chapters/why.ipynb, cell fn-normalize
+# chapters/why.ipynb, cell fn-groups
 KINDS = ('batch', 'layer', 'group', 'instance', 'rms')
+
+
+# chapters/why.ipynb, cell fn-groups
+def _groups(X: np.ndarray, kind: str, groups: Any) -> int:
+    """How many groups an example has; refuses what does not fit."""
+    check_choice('kind', kind, KINDS)
+    if kind == 'instance' and X.ndim == 2:
+        raise ValueError("X: expected shape (N, C, H, W) for kind 'instance',"
+                         f' got {X.shape}')
+    if kind != 'group':
+        if groups is not None:
+            raise ValueError(f'groups: expected None for kind {kind!r}, '
+                             f'got {groups!r}')
+        return X.shape[1] if kind in ('batch', 'instance') else 1
+    check_count('groups', groups)
+    if X.shape[1] % groups:
+        raise ValueError(f'groups: expected a divisor of {X.shape[1]}, the '
+                         f'number of channels, got {groups}')
+    return groups
 
 
 # chapters/why.ipynb, cell fn-normalize
@@ -77,22 +96,3 @@ def normalize(X: np.ndarray, kind: str, gamma: np.ndarray | None = None,
     if beta is not None:
         Y = Y + beta.reshape(shape)
     return Y.astype(X.dtype)
-
-
-# chapters/why.ipynb, cell fn-normalize
-def _groups(X: np.ndarray, kind: str, groups: Any) -> int:
-    """How many groups an example has; refuses what does not fit."""
-    check_choice('kind', kind, KINDS)
-    if kind == 'instance' and X.ndim == 2:
-        raise ValueError("X: expected shape (N, C, H, W) for kind 'instance',"
-                         f' got {X.shape}')
-    if kind != 'group':
-        if groups is not None:
-            raise ValueError(f'groups: expected None for kind {kind!r}, '
-                             f'got {groups!r}')
-        return X.shape[1] if kind in ('batch', 'instance') else 1
-    check_count('groups', groups)
-    if X.shape[1] % groups:
-        raise ValueError(f'groups: expected a divisor of {X.shape[1]}, the '
-                         f'number of channels, got {groups}')
-    return groups
