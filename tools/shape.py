@@ -30,7 +30,8 @@ MEASURE = '''() => {
   const height = e => e.getBoundingClientRect().height;
   const code = [...document.querySelectorAll(
     "article .cell_input, article .highlight")].filter(
-    e => !e.parentElement.closest(".cell_input, .highlight, .cell_output"));
+    e => !e.parentElement.closest(`.cell_input, .highlight, .cell_output,
+      details:not([open])`));
   const text = document.querySelector("article").cloneNode(true);
   text.querySelectorAll(`.cell, .highlight, figure, svg, script, style, .math,
     mjx-container, .headerlink, .toggle-button, .entries`).forEach(
