@@ -11,7 +11,7 @@ ifneq ($(shell cat $(ready) 2>/dev/null),$(CURDIR))
 .PHONY: $(ready)
 endif
 
-.PHONY: book live pdf test unit soak lock check package notebooks lab bench bench-keep shape clean
+.PHONY: book live pdf test unit digits fonts soak lock check package notebooks lab bench bench-keep shape clean
 .DELETE_ON_ERROR:
 
 book: package
@@ -24,15 +24,25 @@ live: book
 pdf: package
 	$(python) tools/pdf.py
 
-# All of it, as many processes as there are cores; threads that wait do not
-# spin, because others need the cores
+# As many processes as there are cores; threads that wait do not spin, because
+# others need the cores. A notebook stays with one process.
 pytest = OMP_WAIT_POLICY=passive TVM_THREAD_POOL_SPIN_COUNT=0 \
     $(python) -m pytest -n auto --maxprocesses 8 --dist loadgroup
-test: check
-	D2LTVM_SHORT=1 $(pytest) --nbval --nbval-current-env \
-	    --nbval-cell-timeout=800 -p no:cacheprovider tests chapters
+nbval = --nbval --nbval-current-env --nbval-cell-timeout=800 \
+    -p no:cacheprovider
+test: check fonts
+	D2LTVM_SHORT=1 $(pytest) $(nbval) tests chapters
 	.venv/bin/jupyter-book build . --all -W -n --keep-going -q
 	$(pytest) tests/browser
+
+# The notebooks whose digits may come from a folder, a server, or nowhere
+digits: $(ready) fonts
+	D2LTVM_SHORT=1 $(pytest) --dist loadfile $(nbval) $$(grep -lE \
+	    '^ +"[^#]*\bload_(mnist|digits|clothes)\(' chapters/*.ipynb)
+
+# Found once, with a word on it that no page shows
+fonts: $(ready)
+	@$(python) -W ignore -c 'import matplotlib.font_manager' 2>/dev/null
 
 unit: $(ready)
 	$(pytest)

@@ -50,9 +50,9 @@ FAKE = textwrap.dedent('''
                              'dies': (die, read)}}
 
     if 'child' in sys.argv and not os.fork():
-        time.sleep(60)  # and keeps the pipes open
+        time.sleep(10000)  # and keeps the pipes open
     if 'slow' in sys.argv:
-        time.sleep(60)
+        time.sleep(10000)
     worker.main.__globals__['ENGINES'] = {'Fake': Fake}
     sys.argv[1] = 'Fake'
     worker.main()
@@ -100,12 +100,25 @@ def test_a_worker_without_operator(fake):
     assert workers == []
 
 
+def read(path):
+    """A file in /proc; nothing once its process has gone."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ''
+
+
 def test_a_worker_that_leaves_a_child_behind(fake):
     one = fake('child')
     assert 'cannot' not in one.hello
-    start = time.monotonic()
+    command = read(Path(f'/proc/{one.process.pid}/cmdline'))
+    family = [path.parent for path in Path('/proc').glob('[0-9]*/cmdline')
+              if read(path) == command]
+    assert len(family) == 2
     one.close()
-    assert time.monotonic() - start < 5
+    for path in family:  # gone, or dead and not yet missed
+        while ') Z ' not in read(path / 'stat') != '':
+            time.sleep(0.01)
 
 
 def test_a_worker_that_hangs_or_is_not_there(fake):

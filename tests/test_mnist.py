@@ -156,7 +156,7 @@ def test_parse_idx(shape):
     (b'\1' + TINY[1:], 'IDX header'),
     (b'\0\0\x0d' + TINY[3:], 'IDX header'),  # floating point
     (b'\0\0\x08\0' + b'x', 'IDX header'),  # rank 0
-    (gzip.compress(TINY), 'IDX header'),
+    (gzip.compress(TINY, mtime=0), 'IDX header'),
     (PAGE, 'IDX header'),
     (TINY[:-1], 'needs 28 bytes, got 27'),
     (TINY + b'\0', 'needs 28 bytes, got 29'),

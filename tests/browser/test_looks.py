@@ -21,31 +21,6 @@ def with_text(text):
     return pytest.skip(f'no page has {text}')
 
 
-# Display equations that pass the column, or lie under their number
-WIDE = '''() => [...document.querySelectorAll(
-    'article mjx-container[display="true"]')].flatMap(equation => {
-  const box = equation.closest("div.math") ?? equation.parentElement;
-  const column = box.getBoundingClientRect();
-  const seen = equation.querySelector("mjx-math").getBoundingClientRect();
-  const number = box.querySelector(".eqno")?.getBoundingClientRect();
-  const end = number ? number.left : column.right;
-  return seen.left < column.left - 1 || seen.right > end + 1 ||
-    box.scrollWidth > box.clientWidth
-    ? [`${box.id}: ${Math.round(seen.width)} of ` +
-       Math.round(end - column.left)] : [];
-})'''
-
-
-@pytest.mark.parametrize('page', PAGES)
-def test_no_equation_is_wider_than_its_column(visit, page):
-    if 'class="math' not in (BOOK / page).read_text():
-        return  # no formulas
-    tab = visit(page)
-    for width in (1280, 390):
-        tab.set_viewport_size({'width': width, 'height': 900})
-        assert tab.evaluate(WIDE) == [], width
-
-
 @pytest.mark.parametrize('system', ['light', 'dark'])
 def test_a_first_visit_has_the_theme_of_the_system(chromium, book, system):
     context = chromium.new_context(color_scheme=system)
