@@ -72,6 +72,8 @@ def test_a_page_is_measured(root, capsys):
         '<div class="highlight"><pre>x = 1</pre></div></div>'
         '<div class="cell_output"><div class="highlight" style="height: '
         '9000px">2</div></div></div>'
+        '<details><summary>-</summary><div class="cell_input" '
+        'style="height: 5000px"></div></details>'
         '<div class="highlight" style="height: 4000px">sh</div></article>')
     shape.main(['one'], root)
     assert capsys.readouterr().out.splitlines()[-1].split() == [
