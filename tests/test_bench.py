@@ -117,7 +117,7 @@ def test_a_worker_that_leaves_a_child_behind(fake):
     assert len(family) == 2
     one.close()
     for path in family:  # gone, or dead and not yet missed
-        while ') Z ' not in read(path / 'stat') != '':
+        while (stat := read(path / 'stat')) and ') Z ' not in stat:
             time.sleep(0.01)
 
 
