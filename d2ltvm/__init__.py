@@ -11,7 +11,7 @@ import. Each holds what one notebook saves:
     distributed        A batch in many machines
     folding            Batch norm, folded away
     from_scratch       Batch normalization from scratch
-    gluon_module       Batch normalization as a module
+    gluon_module       Batch normalization as a layer of Gluon
     gpu_schedule       A schedule for the GPU
     interactive        Figures that answer
     mnist              The digits: MNIST
