@@ -74,7 +74,7 @@ def test_checks_before_a_commit_are_the_first_step_of_the_tests():
     assert [hook['entry'] for hook in hooks] == [
         line.strip().replace('$(python)', '.venv/bin/python')
         for line in recipe[1].splitlines()]
-    assert re.search('^test: check$', MAKEFILE, re.MULTILINE)
+    assert re.search(r'^test: check\b', MAKEFILE, re.MULTILINE)
     assert len(hooks) == 4
 
 
