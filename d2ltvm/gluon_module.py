@@ -350,12 +350,12 @@ def bn_lenet(norm: Callable, num_classes: int = 10) -> nn.HybridSequential:
 class BNLeNetScratch(d2l.Classifier):
     """LeNet with the block from scratch; `lr` is the learning rate."""
 
-    norm = BatchNorm
+    _norm = BatchNorm
 
     def __init__(self, lr: float = 0.1, num_classes: int = 10) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.net = bn_lenet(type(self).norm, num_classes)
+        self.net = bn_lenet(type(self)._norm, num_classes)
         self.net.initialize(init.Xavier())
 
 
@@ -363,7 +363,7 @@ class BNLeNetScratch(d2l.Classifier):
 class BNLeNet(BNLeNetScratch):
     """LeNet with MXNet's batch normalization; `lr` is the learning rate."""
 
-    norm = nn.BatchNorm
+    _norm = nn.BatchNorm
 
 
 # chapters/gluon_module.ipynb, cell fn-pictures
