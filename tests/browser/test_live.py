@@ -93,8 +93,8 @@ def test_nobody_without_the_token_gets_in(live):
 
 
 @pytest.mark.parametrize(('page', 'code', 'printed'), [
-    ('theory', 'x = np.array([[1.0], [3.0]])\nprint(x.var(0, ddof=0) + 41)',
-     '[42.]'),
+    ('theory', 'import numpy as np\nx = np.array([[1.0], [3.0]])\n'
+     'print(x.var(0, ddof=0) + 41)', '[42.]'),
     ('tvm_inference',
      'import d2ltvm\nprint(d2ltvm.batch_norm.__name__, 6 * 7)',
      'batch_norm 42')])
@@ -107,7 +107,7 @@ def test_an_edited_cell_runs(visit, live, page, code, printed):
     tab.get_by_text('ready: change a cell').wait_for(timeout=60_000)
     assert tab.locator('.cell_output').count() >= before
     cells = tab.locator('.thebe-cell:visible')
-    for index in range(2):  # the imports of the page
+    for index in range(2):  # those before it
         cells.nth(index).get_by_role('button', name='run', exact=True).click()
     cell = cells.nth(2)
     cell.locator('.CodeMirror').click()
