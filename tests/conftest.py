@@ -1,4 +1,6 @@
 """What several test files share."""
+import sys
+
 import pdf
 import pytest
 from hypothesis import HealthCheck, settings
@@ -53,3 +55,11 @@ def chromium():
                                              args=['--no-sandbox'])
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def without_mxnet(monkeypatch):
+    """As if MXNet were not installed; afterwards it is as loaded as before."""
+    for name in [name for name in sys.modules if name.startswith('mxnet')]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, 'mxnet', None)

@@ -498,7 +498,6 @@ def test_no_gpu():
         module.bn_timer_mxnet(2, 2, 'gpu')
 
 
-def test_missing_mxnet_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, 'mxnet', None)
+def test_missing_mxnet_is_named(without_mxnet):
     with pytest.raises(ImportError, match=r'bn_timer_mxnet needs .*mxnet'):
         module.bn_timer_mxnet(2, 2, 'cpu')

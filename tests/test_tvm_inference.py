@@ -428,9 +428,9 @@ def test_ctx_without_gpu():
         module.get_bn_data_mxnet(2, 2, 'gpu')
 
 
-def test_missing_mxnet_is_named(monkeypatch):
+def test_missing_mxnet_is_named(request):
     arrays = module.get_bn_data_mxnet(2, 2)
-    monkeypatch.setitem(sys.modules, 'mxnet', None)
+    request.getfixturevalue('without_mxnet')
     with pytest.raises(ImportError, match=r'batch_norm_mxnet needs .*mxnet'):
         module.batch_norm_mxnet(*arrays)
     with pytest.raises(ImportError, match=r'get_bn_data_mxnet needs .*mxnet'):
