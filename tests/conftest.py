@@ -21,6 +21,7 @@ def pytest_configure(config):
     config.addinivalue_line('markers', 'soak: takes long; for `make soak`')
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook, too
 def pytest_collection_modifyitems(config, items):
     """What takes long is left out; a notebook stays with one process."""
     long = [] if SOAK else [
