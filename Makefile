@@ -24,20 +24,22 @@ live: book
 pdf: package
 	$(python) tools/pdf.py
 
-# As many processes as there are cores; threads that wait do not spin, because
-# others need the cores. A notebook stays with one process.
+# More processes than cores, since half of the time they wait; threads that
+# wait do not spin, because others need the cores. A file stays with one
+# process, as a notebook must.
+processes := $(shell echo $$(($$(nproc) * 3 / 2)))
 pytest = OMP_WAIT_POLICY=passive TVM_THREAD_POOL_SPIN_COUNT=0 \
-    $(python) -m pytest -n auto --maxprocesses 8 --dist loadgroup
+    $(python) -m pytest -n $(processes) --maxprocesses 8 --dist loadfile
 nbval = --nbval --nbval-current-env --nbval-cell-timeout=800 \
     -p no:cacheprovider
 test: check fonts
 	D2LTVM_SHORT=1 $(pytest) $(nbval) tests chapters
 	.venv/bin/jupyter-book build . --all -W -n --keep-going -q
-	$(pytest) tests/browser
+	$(pytest) --dist load tests/browser
 
 # The notebooks whose digits may come from a folder, a server, or nowhere
 digits: $(ready) fonts
-	D2LTVM_SHORT=1 $(pytest) --dist loadfile $(nbval) $$(grep -lE \
+	D2LTVM_SHORT=1 $(pytest) $(nbval) $$(grep -lE \
 	    '^ +"[^#]*\bload_(mnist|digits|clothes)\(' chapters/*.ipynb)
 
 # Found once, with a word on it that no page shows
@@ -52,7 +54,7 @@ soak: export D2LTVM_SOAK = 1
 soak: check
 	$(pytest) --timeout=7200
 	.venv/bin/jupyter-book build . --all -W -n --keep-going -q
-	$(pytest) --timeout=7200 tests/browser
+	$(pytest) --dist load --timeout=7200 tests/browser
 
 check: $(ready)
 	.venv/bin/ruff check .

@@ -38,21 +38,20 @@ def draw_part(ax, cases):
                   label='copy (limit)' if peer == 'copy' else peer)
     ax.set(xlabel='images' if images else 'size of X (MB)',
            title=cases[0]['part'])
-    ax.grid(alpha=0.3)
 
 
 def draw_cases(result):
     """Draw every part of a suite over the size of the data, log-log."""
     parts = dict.fromkeys(case['part'] for case in result['cases'])
-    width = 6.5 if len(parts) == 1 else 9.5
-    figure, axes = plt.subplots(1, len(parts), figsize=(width, 4), sharey=True,
-                                squeeze=False, layout='constrained')
-    for ax, part in zip(axes[0], parts, strict=True):
+    figure, panels = plt.subplots(
+        len(parts), figsize=(5.6, 1.2 + 2.8 * len(parts)), sharey=True,
+        squeeze=False)
+    for ax, part in zip(panels[:, 0], parts, strict=True):
         draw_part(ax, [case for case in result['cases']
                        if case['part'] == part])
-    axes[0, 0].set_ylabel('time of a call (µs)')
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc='outside right center', frameon=False)
+        ax.set_ylabel('time of a call (µs)')
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), ncols=3,
+                  loc='outside upper center')
     return figure
 
 
@@ -61,15 +60,13 @@ def draw_times(result):
     names = list(result['times'])
     low, median, high = ([1e3 * t[i] for t in result['times'].values()]
                          for i in range(3))
-    figure, ax = plt.subplots(figsize=(6.5, 0.9 + 0.35 * len(names)),
-                              layout='constrained')
+    figure, ax = plt.subplots(figsize=(5.6, 0.9 + 0.35 * len(names)))
     spread = [[m - a for a, m in zip(low, median, strict=True)],
               [b - m for m, b in zip(median, high, strict=True)]]
     ax.errorbar(median, names, xerr=spread, fmt='o', color='#0072B2',
                 capsize=4)
     ax.margins(y=0.5 / len(names))
     ax.invert_yaxis()
-    ax.grid(alpha=0.3)
     if max(median) > 20 * min(median):
         ax.set(xscale='log')
     else:
@@ -80,13 +77,14 @@ def draw_times(result):
 
 def draw(result):
     """Draw the results of one suite; returns the figure."""
-    return (draw_cases if 'cases' in result else draw_times)(result)
+    with plt.style.context('d2ltvm.book'):
+        return (draw_cases if 'cases' in result else draw_times)(result)
 
 
 def save(result, path):
     """Draw the results of one suite into a file."""
     figure, drawn = draw(result), io.BytesIO()
-    figure.savefig(drawn, dpi=100)
+    figure.savefig(drawn, dpi=200)
     plt.close(figure)
     Image.open(drawn).convert('RGB').quantize(
         128, dither=Image.Dither.NONE).save(path, optimize=True)

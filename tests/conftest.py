@@ -21,17 +21,13 @@ def pytest_configure(config):
     config.addinivalue_line('markers', 'soak: takes long; for `make soak`')
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook, too
 def pytest_collection_modifyitems(config, items):
-    """What takes long is left out; a notebook stays with one process."""
+    """What takes long is left out."""
     long = [] if SOAK else [
         item for item in items if item.get_closest_marker('soak')]
     if long:
         items[:] = [item for item in items if item not in set(long)]
         config.hook.pytest_deselected(items=long)
-    for item in items:
-        if item.path.suffix == '.ipynb':
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture(params=[False, True], ids=['nd', 'set_np'])

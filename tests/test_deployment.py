@@ -60,10 +60,6 @@ def draw_images(n, seed=0):
         256, size=(n, 28, 28)).astype('uint8')
 
 
-# One process makes the networks
-pytestmark = pytest.mark.xdist_group('deployment')
-
-
 @pytest.fixture(scope='session')
 def layers():
     return draw_layers(0)
