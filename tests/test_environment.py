@@ -83,8 +83,11 @@ def test_a_wrong_python_is_refused_by_name(tmp_path, named):
 
 def test_make_looks_at_a_named_python_each_time():
     """Also in a folder that has its environment."""
-    ran = subprocess.run(['make', 'check', 'PYTHON=/no/such/python'], cwd=ROOT,
-                         text=True, capture_output=True, check=False)
+    outer = {'MAKEFLAGS', 'MAKELEVEL', 'MFLAGS'}  # if make runs this test
+    ran = subprocess.run(
+        ['make', 'check', 'PYTHON=/no/such/python'], cwd=ROOT, text=True,
+        env={k: v for k, v in os.environ.items() if k not in outer},
+        capture_output=True, check=False)
     assert ran.returncode == 2 and 'PYTHON=/no/such/python is' in ran.stderr
     assert ran.stdout == ''
 

@@ -18,17 +18,12 @@ ALONE = [path for path in PATHS if path.stem != 'measurements']
 
 
 def first_cells(path):
-    """The cell that finds the package, and the imports that follow it."""
+    """The cell that finds the package, and all imports of the page."""
     cells = nbformat.read(path, as_version=4).cells
-    found = [cell.id for cell in cells].index(opening.CELL_ID)
-    sources = []
-    for cell in cells[found:]:
-        if cell.cell_type == 'code':
-            sources.append(re.sub('^%.*', '', cell.source, flags=re.M))
-            if len(sources) > 1 and 'import' not in cell.source:
-                break
-        elif len(sources) > 1:
-            break
+    sources = [re.sub('^%.*', '', cell.source, flags=re.M) for cell in cells
+               if cell.id == opening.CELL_ID
+               or re.fullmatch('imports(-.*)?|page-imports', cell.id)]
+    assert len(sources) > 1
     return sources
 
 
