@@ -18,6 +18,7 @@ import. Each holds what one notebook saves:
     moving_statistics  Running statistics: conventions and conversion
     mxnet_today        MXNet on today's Python and NumPy
     network_schedule   A schedule for the network
+    own_gradient       A gradient of our own in MXNet
     practice           Problems and cures: eval mode, small batch, fine-tuning
     theory             Batch normalization: the layer and its gradient
     training_operator  Batch norm that trains, compiled
@@ -33,7 +34,8 @@ from collections.abc import Iterator
 _MODULES = ['checks', 'cpu_schedule', 'deployment', 'distributed', 'folding',
             'from_scratch', 'gluon_module', 'gpu_schedule', 'interactive',
             'mnist', 'moving_statistics', 'mxnet_today', 'network_schedule',
-            'practice', 'theory', 'training_operator', 'tvm_inference', 'why']
+            'own_gradient', 'practice', 'theory', 'training_operator',
+            'tvm_inference', 'why']
 _MODULE_OF = {  # names that are found in `d2ltvm` itself
     'batch_norm': 'tvm_inference',
     'batch_norm_float64': 'tvm_inference',

@@ -22,7 +22,9 @@ from numpy.typing import ArrayLike
 
 import d2ltvm
 from d2ltvm import from_scratch as fs
+from d2ltvm.checks import (check_array, check_batch, check_number)
 from d2ltvm.mxnet_today import autograd, mx, nd
+from d2ltvm.own_gradient import Function
 from d2ltvm.theory import centre, merge_statistics
 
 __all__ = ['Exchange', 'GUARD', 'SERVE', 'SyncBatchNorm', 'WORK',
@@ -92,6 +94,7 @@ class Exchange:
         self.rank, self.store, self.rounds = rank, store, 0
         self.workers = 1 if store is None else store.num_workers
         self.buffers: dict[int, nd.NDArray] = {}
+        self.process = os.getpid()
         self.report = (None if report is None
                        else os.open(report, os.O_WRONLY | os.O_CREAT))
         if not 0 <= rank < self.workers:
@@ -128,6 +131,8 @@ class Exchange:
         ------
         TypeError, ValueError
             If `values` has another type or shape.
+        RuntimeError
+            In a fork of the worker, which has no connection.
         """
         if getattr(values, 'dtype', None) == np.float64:
             return self.gather(values).sum(axis=0)
@@ -141,6 +146,9 @@ class Exchange:
     def _push_and_pull(self, values: np.ndarray) -> np.ndarray:
         if self.store is None:
             return values
+        if os.getpid() != self.process:
+            raise RuntimeError('exchange: a process that was forked has no '
+                               'connection to the other workers')
         n = values.size
         if n not in self.buffers:
             self.buffers[n] = nd.empty(n)
@@ -482,8 +490,13 @@ def launch(reference: str, workers: int = 2, arguments: dict | None = None,
 
 
 # chapters/distributed.ipynb, cell fn-sync
-class SyncBatchNorm(autograd.Function):
+class SyncBatchNorm(Function):
     """Normalizes by the statistics of the batch of all workers.
+
+    Called as ``SyncBatchNorm(exchange)(gamma, beta, X)``, with NDArrays of
+    shape (F,) or (C,) and (N, F) or (N, C, H, W), float32 or float64. A
+    worker may have no examples, N = 0: it must still take part, forward and
+    backward, and needs ``mx.util.set_np_shape(True)`` for its gradients.
 
     Parameters
     ----------
@@ -494,11 +507,27 @@ class SyncBatchNorm(autograd.Function):
     ----------
     mean, var : ndarray, shape (F,) or (C,), float64
         Statistics of the whole batch, once called; the biased variance.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an array or `eps` is of the wrong kind, shape or range, or all
+        workers together have less than two values per channel.
     """
 
     def __init__(self, exchange: Exchange, eps: float = 1e-5) -> None:
         super().__init__()
+        check_number('eps', eps)
         self.exchange, self.eps = exchange, eps
+
+    def __call__(self, *inputs: nd.NDArray) -> nd.NDArray:
+        """The output for gamma, beta and X; checks them."""
+        gamma, beta, X = inputs
+        check_array('X', X, kind=nd.NDArray)
+        one = X if X.shape[:1] != (0,) else nd.zeros((1, *X.shape[1:]),
+                                                     dtype=X.dtype)
+        check_batch(one, kind=nd.NDArray, gamma=gamma, beta=beta)
+        return super().__call__(gamma, beta, X)
 
     def forward(self, gamma: nd.NDArray, beta: nd.NDArray,
                 X: nd.NDArray) -> nd.NDArray:
@@ -506,11 +535,12 @@ class SyncBatchNorm(autograd.Function):
         X_own, shape = X.asnumpy(), (-1,) + (1,) * (X.ndim - 2)
         count, mean, M2 = own_part(X_own)
         rows = self.exchange.gather(np.concatenate([[count], mean, M2]))
+        if rows[:, 0].sum() < 2:
+            raise ValueError('X: training needs more than one value per '
+                             'channel in all workers, got '
+                             f'{rows[:, 0].sum():g}')
         self.count, self.mean, M2 = merge_statistics(
             (row[0], *np.split(row[1:], 2)) for row in rows)
-        if self.count < 2:
-            raise ValueError('X: training needs more than one value per '
-                             f'channel in all workers, got {self.count}')
         self.var = M2 / self.count
         inv_std = 1 / np.sqrt(self.var + self.eps)
         self.X_hat = ((X_own - self.mean.reshape(shape))
@@ -557,18 +587,14 @@ def synchronised(exchange: Exchange, moving: fs.MovingStatistics,
 
     Raises
     ------
-    ValueError
-        If `momentum` or `eps` is out of range.
+    TypeError, ValueError
+        If `momentum` or `eps` is no number, or out of range.
     """
-    if not 0 <= momentum < 1:
-        raise ValueError('momentum: expected at least 0 and less than 1, got '
-                         f'{momentum}')
-    if not eps > 0:
-        raise ValueError(f'eps: expected a positive number, got {eps}')
+    check_number('momentum', momentum, 0, below=1)
+    check_number('eps', eps)
 
     def norm(H: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
              scope_name: str) -> nd.NDArray:
-        fs.check_arguments(H, gamma, beta, eps)
         layer = SyncBatchNorm(exchange, eps)
         Y = layer(gamma, beta, H)
         moving.update(scope_name, nd.array(layer.mean, dtype=H.dtype),

@@ -15,7 +15,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from d2ltvm import distributed as dist
 from d2ltvm import from_scratch as fs
-from d2ltvm.mxnet_today import autograd, nd
+from d2ltvm.mxnet_today import autograd, mx, nd
 from d2ltvm.theory import (batch_norm_backward, batch_norm_forward,
                            merge_statistics)
 from soak import examples
@@ -288,15 +288,90 @@ def test_layer_alone_in_autograd(dtype):
     assert moving.mean['a'].dtype == np.dtype(dtype)
 
 
+@pytest.mark.parametrize('shape', [(12, 3), (12, 3, 2, 3)])
+def test_a_worker_without_images_takes_part(shape):
+    """Its share is empty; the others get what they would get alone."""
+    draw = np.random.default_rng(0)
+    X, dY = draw.normal(size=(2, *shape))
+    gamma, beta = draw.normal(size=(2, 3))
+
+    def worker(exchange):
+        with mx.util.np_shape():
+            mine = [nd.array(np.split(a, (5, 5))[exchange.rank],
+                             dtype='float64') for a in (X, dY)]
+            arrays = [*(nd.array(a, dtype='float64') for a in (gamma, beta)),
+                      mine[0]]
+            for a in arrays:
+                a.attach_grad()
+            moving = fs.MovingStatistics()
+            norm = dist.synchronised(exchange, moving)
+            with autograd.record():
+                Y = norm(arrays[2], *arrays[:2], 'bn')
+            Y.backward(mine[1])
+            return [a.asnumpy() for a in (Y, *(a.grad for a in arrays),
+                                          moving.mean['bn'])]
+
+    parts = Together(3).run(worker)
+    Y, cache = batch_norm_forward(X, gamma, beta)
+    dX, dgamma, dbeta = batch_norm_backward(dY, cache)
+    assert parts[1][0].shape == (0, *shape[1:])
+    for place, exact in ((0, Y), (3, dX)):
+        assert_allclose(np.concatenate([part[place] for part in parts]),
+                        exact, rtol=1e-9, atol=1e-12)
+    for place, exact in ((1, dgamma), (2, dbeta)):
+        assert_allclose(sum(part[place] for part in parts), exact, rtol=1e-9,
+                        atol=1e-12)
+    axes = (0, *range(2, X.ndim))
+    for part in parts:
+        assert_allclose(part[4], X.mean(axes), rtol=1e-9)
+
+
+@pytest.mark.parametrize('shape', [(0, 3), (0, 3, 2, 2)])
+def test_no_worker_has_an_image(shape):
+    X = nd.array(np.zeros(shape))
+    with pytest.raises(ValueError, match=r'^X: training needs .*, got 0$'):
+        dist.SyncBatchNorm(dist.Exchange())(nd.ones(3), nd.zeros(3), X)
+
+
+@pytest.mark.parametrize(('bad', 'error', 'message'), [
+    ({'X': nd.ones((2, 3, 4))}, ValueError, 'X: expected a non-empty array'),
+    ({'X': nd.array(np.zeros((4, 3, 0, 2)))}, ValueError, 'X: expected a non'),
+    ({'X': np.ones((4, 3))}, TypeError, 'X: expected an NDArray'),
+    ({'X': nd.ones((4, 3), dtype='float16')}, TypeError, 'X: expected an ND'),
+    ({'gamma': nd.ones(3, dtype='float64')}, TypeError, 'gamma: expected an'),
+    ({'beta': None}, TypeError, 'beta: expected an NDArray'),
+    ({'beta': nd.ones(4)}, ValueError, r'beta: expected shape \(3,\)')])
+def test_layer_names_a_bad_array(bad, error, message):
+    arrays = {'gamma': nd.ones(3), 'beta': nd.zeros(3), 'X': nd.ones((4, 3))}
+    arrays.update(bad)
+    with pytest.raises(error, match=f'^{message}'):
+        dist.SyncBatchNorm(dist.Exchange())(*arrays.values())
+
+
+def test_a_fork_has_no_connection(monkeypatch):
+    """It would wait for ever: its store talks by the parent's threads."""
+    class Store:
+        num_workers = 2
+
+    exchange = dist.Exchange(0, Store())
+    monkeypatch.setattr(dist.os, 'getpid', lambda: -1)
+    with pytest.raises(RuntimeError, match=r'^exchange: a process that was '):
+        exchange.sum(np.ones(3, 'float32'))
+
+
 def test_layer_refuses():
     for momentum in (-0.1, 1, float('nan')):
         with pytest.raises(ValueError, match=r'^momentum: expected'):
             dist.synchronised(dist.Exchange(), fs.MovingStatistics(),
                               momentum)
-    for eps in (0, -1, float('nan')):
+    for eps in (0, -1, float('nan'), float('inf')):
         with pytest.raises(ValueError, match=r'^eps: expected'):
             dist.synchronised(dist.Exchange(), fs.MovingStatistics(),
                               eps=eps)
+        with pytest.raises(ValueError, match=r'^eps: expected'):
+            dist.SyncBatchNorm(dist.Exchange(), eps)
+    with pytest.raises(TypeError, match=r'^momentum: expected a number'):
+        dist.synchronised(dist.Exchange(), fs.MovingStatistics(), '0.9')
     norm = dist.synchronised(dist.Exchange(), fs.MovingStatistics())
     with pytest.raises(ValueError, match=r'^X: training needs more than'):
         norm(nd.ones((1, 3)), nd.ones(3), nd.zeros(3), scope_name='a')

@@ -225,32 +225,6 @@ def test_gradients_by_central_differences(shape, kind, hybrid, training):
     assert (total < 1e-10) == training
 
 
-@each_kind
-@pytest.mark.parametrize('null', [(), ('gamma',), ('beta',),
-                                  ('gamma', 'beta')])
-@pytest.mark.parametrize('how', ['write', 'add'])
-@pytest.mark.parametrize('shape', [(1, 3, 2, 2), (8, 3)])
-def test_frozen_parameters_and_added_gradients(shape, how, null, kind,
-                                               hybrid):
-    """As MXNet's own layer, for each way to ask for gradients."""
-    rng = np.random.default_rng(0)
-    X, dY = (nd.array(rng.normal(size=shape)) for _ in range(2))
-    passes, results = 3 if how == 'add' else 1, []
-    for make in (kind, nn.BatchNorm):
-        layer = make()
-        layer.initialize()
-        layer(X)
-        layer.gamma.set_data(nd.array([1, -2, 3]))
-        layer.hybridize(hybrid)
-        for name in ('gamma', 'beta'):
-            getattr(layer, name).grad_req = 'null' if name in null else how
-        results.append(results_of(layer, X.copy(), dY, True, passes, how))
-    assert len(results[0]) == len(results[1]) == 6 - len(null)
-    assert all(abs(a).max() > 0.01 for a in results[0])
-    for ours, builtin in zip(*results, strict=True):
-        assert_allclose(ours, builtin, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize(('kind', 'hybrid', 'null', 'frozen'), [
     (kind, hybrid, null, frozen) for kind, hybrid in KINDS
     for null in (False, True) for frozen in (False, True)

@@ -287,34 +287,6 @@ def test_no_testing_with_a_negative_variance():
             norm(nd.ones((2, 2)))
 
 
-@pytest.mark.parametrize('frozen', ['scale', 'bias', None])
-def test_accumulated_gradients_and_frozen_parameters(frozen):
-    X, weight = map(nd.array, np.random.default_rng(0).normal(
-        size=(2, 6, 3)))
-    norm, builtin = ms.BatchNorm(3, sscale=0), gluon.nn.BatchNorm(
-        in_channels=3)
-    builtin.initialize()
-    norm.initialize()
-    pairs = ((norm.scale, builtin.gamma), (norm.bias, builtin.beta))
-    for ours, theirs in pairs:
-        for parameter in (ours, theirs):
-            parameter.grad_req = 'null' if ours.name.endswith(
-                frozen or 'none') else 'add'
-    gradients = []
-    for layer in (norm, builtin):
-        X.attach_grad('add')
-        for _ in range(3):
-            train(layer, X).backward(weight)
-        gradients.append(X.grad.asnumpy())
-    assert abs(gradients[0]).max() > 0.1
-    assert_allclose(*gradients, rtol=1e-4, atol=1e-5)
-    for ours, theirs in pairs:
-        if ours.grad_req == 'add':
-            assert abs(ours.grad().asnumpy()).max() > 0.1
-            assert_allclose(ours.grad().asnumpy(), theirs.grad().asnumpy(),
-                            rtol=1e-4, atol=1e-5)
-
-
 def test_nan_is_not_hidden():
     norm, X = ms.BatchNorm(2), np.random.default_rng(0).normal(size=(4, 2))
     X[0, 0] = np.nan
