@@ -31,6 +31,7 @@ processes := $(shell echo $$(($$(nproc) * 3 / 2)))
 pytest = OMP_WAIT_POLICY=passive TVM_THREAD_POOL_SPIN_COUNT=0 \
     $(python) -m pytest -n $(processes) --maxprocesses 8 --dist loadfile
 nbval = --nbval --nbval-current-env --nbval-cell-timeout=800 \
+    --nbval-sanitize-with tests/drawings.cfg \
     -p no:cacheprovider
 test: check fonts
 	D2LTVM_SHORT=1 $(pytest) $(nbval) tests chapters
