@@ -9,6 +9,7 @@ import. Each holds what one notebook saves:
     cpu_schedule       A schedule for the CPU
     deployment         A network without Python
     distributed        A batch in many machines
+    fast_operations    The layer from scratch, in fast operations
     folding            Batch norm, folded away
     from_scratch       Batch normalization from scratch
     gluon_module       Batch normalization as a layer of Gluon
@@ -31,11 +32,11 @@ import contextlib
 import importlib
 from collections.abc import Iterator
 
-_MODULES = ['checks', 'cpu_schedule', 'deployment', 'distributed', 'folding',
-            'from_scratch', 'gluon_module', 'gpu_schedule', 'interactive',
-            'mnist', 'moving_statistics', 'mxnet_today', 'network_schedule',
-            'own_gradient', 'practice', 'theory', 'training_operator',
-            'tvm_inference', 'why']
+_MODULES = ['checks', 'cpu_schedule', 'deployment', 'distributed',
+            'fast_operations', 'folding', 'from_scratch', 'gluon_module',
+            'gpu_schedule', 'interactive', 'mnist', 'moving_statistics',
+            'mxnet_today', 'network_schedule', 'own_gradient', 'practice',
+            'theory', 'training_operator', 'tvm_inference', 'why']
 _MODULE_OF = {  # names that are found in `d2ltvm` itself
     'batch_norm': 'tvm_inference',
     'batch_norm_float64': 'tvm_inference',
