@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from d2ltvm import needed_for
+from d2ltvm.checks import check_choice, check_count, check_number
 from d2ltvm.tvm_inference import batch_norm_mxnet, get_bn_data, \
     get_bn_data_mxnet
 
@@ -43,15 +44,12 @@ def parallel_copy(count: int, parts: int | None = None) -> Callable[..., None]:
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If `count` or `parts` is not a positive integer.
     """
     parts = tvm.runtime.num_threads() if parts is None else parts
-    for name, value in (('count', count), ('parts', parts)):
-        if (not isinstance(value, numbers.Integral) or value < 1
-                or isinstance(value, bool)):
-            raise ValueError(f'{name}: expected a positive integer, got '
-                             f'{value!r}')
+    check_count('count', count)
+    check_count('parts', parts)
     count, step = int(count), -(-int(count) // int(parts))
     pieces = -(-count // step)
 
@@ -130,14 +128,8 @@ def check_build(shape: tuple[int, ...], dtype: str, eps: float) -> None:
     if math.prod(map(int, shape)) >= 2 ** 31:  # TVM counts with 32 bits
         raise ValueError('shape: expected less than 2**31 elements, got '
                          f'{shape!r}')
-    if dtype not in ('float32', 'float16'):
-        raise ValueError("dtype: expected 'float32' or 'float16', got "
-                         f'{dtype!r}')
-    limits = np.finfo('float32')
-    value = eps.item() if isinstance(eps, np.generic) else eps
-    if (isinstance(eps, bool) or not isinstance(eps, numbers.Real)
-            or not float(limits.tiny) <= value <= float(limits.max)):
-        raise ValueError(f'eps: expected a positive float32, got {eps!r}')
+    check_choice('dtype', str(dtype), ('float32', 'float16'))
+    check_number('eps', eps)
 
 
 # chapters/cpu_schedule.ipynb, cell fn-program
@@ -200,12 +192,11 @@ def inference_schedule(shape: tuple[int, ...], lanes: int,
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If an argument has another form.
     """
     check_build(shape, dtype, eps)
-    if not isinstance(lanes, numbers.Integral) or lanes < 2:
-        raise ValueError(f'lanes: expected an integer above 1, got {lanes!r}')
+    check_count('lanes', lanes, 2)
     sch = s_tir.Schedule(_program(shape, dtype, eps))
     (N, C, H, W), lanes = map(int, shape), int(lanes)
     loops = sch.get_loops(sch.get_sblock('out'))

@@ -249,7 +249,7 @@ def cuda_schedule(shape: tuple[int, ...], dtype: str = 'float32',
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If an argument has another form.
     """
     _check_shape(shape, dtype, eps)
@@ -294,7 +294,7 @@ def cuda_kernel(shape: tuple[int, ...], target: Target | None = None,
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If an argument has another form.
     """
     sch = cuda_schedule(shape, dtype, eps)
@@ -416,7 +416,7 @@ def bench_gpu(shape: tuple[int, ...], dtype: str = 'float32',
     ------
     RuntimeError
         If there is no GPU, or the result is wrong.
-    ValueError
+    TypeError, ValueError
         If an argument has another form.
     """
     _check_shape(shape, dtype, eps)

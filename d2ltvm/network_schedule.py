@@ -3,13 +3,13 @@
 """A schedule for the network"""
 
 import math
-import numbers
 from collections.abc import Callable, Sequence
 from typing import SupportsInt
 
 import numpy as np
 
 from d2ltvm import needed_for
+from d2ltvm.checks import check_count
 from d2ltvm.cpu_schedule import cpu_target, vector_lanes
 
 with needed_for('d2ltvm.network_schedule'):
@@ -235,16 +235,6 @@ def _sides(layers: _Layers) -> tuple[int, int]:
 
 
 # chapters/network_schedule.ipynb, cell fn-check-layers
-def _check_positive(**values: object) -> None:
-    """Raise a ValueError that names what is no positive integer."""
-    for name, value in values.items():
-        if (not isinstance(value, numbers.Integral) or value < 1
-                or isinstance(value, bool)):
-            raise ValueError(f'{name}: expected a positive integer, got '
-                             f'{value!r}')
-
-
-# chapters/network_schedule.ipynb, cell fn-check-layers
 def check_layers(layers: _Layers) -> None:
     """Refuse layers that do not fit together.
 
@@ -311,10 +301,10 @@ def packed_weights(layers: _Layers, lanes: int) -> list[np.ndarray]:
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If `lanes` is no positive integer.
     """
-    _check_positive(lanes=lanes)
+    check_count('lanes', lanes)
     packed: list[np.ndarray] = []
     for W, b in layers:
         if W.ndim == 4:
@@ -354,10 +344,12 @@ def network_program(layers: _Layers, batch: int, parts: int,
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If a number is no positive integer, or `parts` is no divisor.
     """
-    _check_positive(batch=batch, parts=parts, lanes=lanes)
+    check_count('batch', batch)
+    check_count('parts', parts)
+    check_count('lanes', lanes)
     channels = len(layers[1][1])
     if channels % parts:
         raise ValueError(f'parts: expected a divisor of {channels}, the '
@@ -406,10 +398,12 @@ def plan(batch: int, threads: int, groups: int = 10) -> tuple[int, int]:
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If an argument is no positive integer.
     """
-    _check_positive(batch=batch, threads=threads, groups=groups)
+    check_count('batch', batch)
+    check_count('threads', threads)
+    check_count('groups', groups)
 
     def cost(choice: tuple[int, int]) -> float:
         rows, parts = choice
@@ -427,7 +421,8 @@ def _checked(layers: _Layers, batch: int, target: Target | dict | str | None,
     """Refuse wrong arguments of `network_module`; fill in what is missing."""
     check_layers(layers)
     threads = tvm.runtime.num_threads() if threads is None else threads
-    _check_positive(batch=batch, threads=threads)
+    check_count('batch', batch)
+    check_count('threads', threads)
     return int(batch), cpu_target(target), int(threads)
 
 

@@ -141,11 +141,11 @@ def arguments(**change):
     ('var', {'var': np.ones(5)}),
     ('var', {'var': np.array([1, 1, -1e-9, 1])}),
     ('var', {'var': np.array([1, 1, np.nan, 1])}),
+    ('var', {'var': np.array([1, 1, np.inf, 1])}),
     ('eps', {'eps': 0}),
     ('eps', {'eps': -1e-5}),
     ('eps', {'eps': float('nan')}),
     ('eps', {'eps': float('inf')}),
-    ('eps', {'eps': None}),
     ('padding', {'padding': '0'}),
     ('padding', {'padding': (0, 0.5)}),
     ('padding', {'padding': -1}),
@@ -153,7 +153,6 @@ def arguments(**change):
     ('kind', {'kind': 'convolution'}),
     ('groups', {'groups': 3}),
     ('groups', {'groups': 0}),
-    ('groups', {'groups': 2.0}),
     ('groups', {'W': np.ones((4, 2)), 'kind': 'dense', 'groups': 2}),
     ('W', {'gamma': np.full(4, 1e300), 'W': np.full((4, 2, 3, 3), 1e300)})])
 def test_bad_arguments_are_named(name, change):
@@ -167,7 +166,10 @@ def test_bad_arguments_are_named(name, change):
     ('W', {'W': np.ones((4, 2, 3, 3), 'int64')}),
     ('b', {'b': [1, 1, 1, 1]}),
     ('gamma', {'gamma': 1}),
-    ('var', {'var': None})])
+    ('var', {'var': None}),
+    ('eps', {'eps': None}),
+    ('eps', {'eps': True}),
+    ('groups', {'groups': 2.0})])
 def test_bad_types_are_named(name, change):
     with pytest.raises(TypeError, match=f'^{name}: expected'):
         folding.fold_batch_norm(**arguments(**change))
@@ -353,11 +355,14 @@ def test_bad_networks_are_named():
     for bad in (layers[:3], layers[::-1], [], [(W, b[:7]), *layers[1:]]):
         with pytest.raises(ValueError, match=r'^network: expected'):
             folding.relax_network(bad, 1)
-    for batch in (0, -1, 1.0, '2', None, True):
-        with pytest.raises(ValueError, match=r'^batch: expected'):
+    for batch, error in ((0, ValueError), (-1, ValueError), (1.0, TypeError),
+                         ('2', TypeError), (None, TypeError),
+                         (True, TypeError)):
+        with pytest.raises(error, match=r'^batch: expected'):
             folding.relax_network(layers, batch)
-    for eps in (0, -1, None, float('nan')):
-        with pytest.raises(ValueError, match=r'^eps: expected'):
+    for eps, error in ((0, ValueError), (-1, ValueError), (None, TypeError),
+                       (float('nan'), ValueError)):
+        with pytest.raises(error, match=r'^eps: expected'):
             folding.relax_network(parameters, 1, eps)
     for bad in ([(W.astype('float64'), b), *layers[1:]],
                 parameters | {'mean2': np.zeros(50)}):
@@ -421,10 +426,11 @@ def test_seed_orders_the_images(monkeypatch):
         assert sorted(order) == list(range(100))
 
 
-@pytest.mark.parametrize('change', [{'epochs': 0}, {'epochs': 1.5},
-                                    {'images': 1}, {'images': 'all'}])
-def test_bad_training_is_named(digits, change):
-    with pytest.raises(ValueError, match=f'^{next(iter(change))}: expected'):
+@pytest.mark.parametrize(('change', 'error'), [
+    ({'epochs': 0}, ValueError), ({'epochs': 1.5}, TypeError),
+    ({'images': 1}, ValueError), ({'images': 'all'}, TypeError)])
+def test_bad_training_is_named(digits, change, error):
+    with pytest.raises(error, match=f'^{next(iter(change))}: expected'):
         folding.trained_network(digits, **change)
 
 
