@@ -11,7 +11,7 @@ import numpy as np
 from d2ltvm import needed_for
 from d2ltvm.checks import (check_array, check_batch, check_choice,
                            check_count, check_number, check_variance)
-from d2ltvm.from_scratch import batches, check_images
+from d2ltvm.from_scratch import batches, check_images, choose_device
 from d2ltvm.mnist import Digits
 from d2ltvm.mxnet_today import autograd, gluon, init, mx, nd
 
@@ -441,7 +441,8 @@ def fit(model: d2l.Module, data: d2l.DataModule, max_epochs: int = 10,
     Parameters
     ----------
     model : d2l.Module
-        Changed in place; on a GPU if there is one and `num_gpus` is not 0.
+        Changed in place; on a GPU if `num_gpus` is not 0, and
+        `choose_device` finds one that this MXNet holds programs for.
     data : d2l.DataModule
     max_epochs, num_gpus : int
 
@@ -453,6 +454,9 @@ def fit(model: d2l.Module, data: d2l.DataModule, max_epochs: int = 10,
     """
     model.board = d2l.ProgressBoard(display=False)
     model.plot_train_per_epoch = model.plot_valid_per_epoch = 1
+    if (num_gpus and mx.context.num_gpus()
+            and choose_device().device_type == 'cpu'):
+        num_gpus = 0  # a card for which this MXNet has no programs
     d2l.Trainer(max_epochs, num_gpus).fit(model, data)
     return np.array([[float(np.ravel(point.y)[0])
                       for point in model.board.data[name]]

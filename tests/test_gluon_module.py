@@ -907,6 +907,29 @@ def test_pictures(n, count, last, array):
     assert kind is type(array([0]))
 
 
+@pytest.mark.parametrize(('found', 'chosen', 'asked', 'used'), [
+    (0, 'cpu', 1, 1), (1, 'gpu', 1, 1), (1, 'gpu', 0, 0), (1, 'cpu', 1, 0),
+    (1, 'cpu', 0, 0)])
+def test_fit_takes_no_card_without_programs(monkeypatch, found, chosen,
+                                            asked, used):
+    """As `choose_device` says; d2l's trainer takes what it finds."""
+    seen = []
+
+    class Trainer:
+        def __init__(self, max_epochs, num_gpus):
+            seen.append(num_gpus)
+
+        def fit(self, model, data):
+            for name in ('train_loss', 'val_loss', 'val_acc'):
+                model.board.data[name] = []
+
+    monkeypatch.setattr(gm.d2l, 'Trainer', Trainer)
+    monkeypatch.setattr(mx.context, 'num_gpus', lambda: found)
+    monkeypatch.setattr(gm, 'choose_device', getattr(mx, chosen))
+    gm.fit(gm.BNLeNet(), None, 1, asked)
+    assert seen == [used]
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize('hybrid', [False, True])
 def test_fit(hybrid, array, capfd):
