@@ -920,8 +920,8 @@ def test_fit_takes_no_card_without_programs(monkeypatch, found, chosen,
             seen.append(num_gpus)
 
         def fit(self, model, data):
-            for name in ('train_loss', 'val_loss', 'val_acc'):
-                model.board.data[name] = []
+            model.board.data = {'train_loss': [], 'val_loss': [],
+                                'val_acc': []}
 
     monkeypatch.setattr(gm.d2l, 'Trainer', Trainer)
     monkeypatch.setattr(mx.context, 'num_gpus', lambda: found)
