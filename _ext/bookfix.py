@@ -5,6 +5,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from shutil import copytree, ignore_patterns
 
+from sphinx.util.index_entries import split_index_msg
+
 # Of MathJax only what a page with TeX can ask for, 6 of 24 MB
 MATHJAX = ignore_patterns('adaptors', 'mml*', 'node-main.js', 'svg*',
                           'tex-chtml-*', 'tex-mml-*', 'tex-svg*')
@@ -31,6 +33,14 @@ def draw_explorers(app, docname, source):
     if app.env.doc2path(docname).endswith('.md'):
         source[0] = re.sub(r'^<!-- explorer (\w+) -->$', figure, source[0],
                            flags=re.MULTILINE)
+
+
+def keep_index(app, env):
+    """The search has the index of all pages; Sphinx forgets unchanged ones."""
+    for page, entries in env.get_domain('index').entries.items():
+        env._search_index_index_entries[page] = sorted({
+            (text, target, main) for kind, value, target, main, _ in entries
+            if kind == 'single' for text in split_index_msg(kind, value)})
 
 
 def drop_remote_scripts(app, pagename, templatename, context, doctree):
@@ -62,6 +72,7 @@ def setup(app):
     app.add_config_value('public_repository', '', 'html')
     app.connect('config-inited', launch_buttons)
     app.connect('source-read', draw_explorers)
+    app.connect('env-updated', keep_index)
     app.connect('html-page-context', drop_remote_scripts, priority=900)
     app.connect('html-page-context', repair_roles)
     app.connect('build-finished', copy_mathjax)

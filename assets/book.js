@@ -75,6 +75,14 @@
       dialog.showModal();
     });
 
+    // An entry of the index leads to an empty mark: show the page's own words
+    if (typeof Search === "object") {
+      const summary = Search.makeSearchSummary;
+      Search.makeSearchSummary = (page, words, anchor) =>
+        summary(page, words, anchor) ?? summary(page, words)
+        ?? document.createElement("p");
+    }
+
     const root = document.documentElement;
     addEventListener("keydown", event => {
       if (event.key === "Escape") root.classList.add("no-tips");

@@ -7,14 +7,14 @@ import. Each holds what one notebook saves:
 
     checks             Checks: what a function refuses
     cpu_schedule       A schedule for the CPU
-    deployment         A network without Python
-    distributed        A batch in many machines
+    deployment         Deployment: the network without Python
+    distributed        Sync batch norm: one batch in many processes
     fast_operations    The layer from scratch, in fast operations
-    folding            Batch norm, folded away
+    folding            Fold batch norm into its neighbors
     from_scratch       Batch normalization from scratch
     gluon_module       Batch normalization as a layer of Gluon
     gpu_schedule       A schedule for the GPU
-    interactive        Figures that answer
+    interactive        Interactive figures: pictures that answer
     mnist              The digits: MNIST
     moving_statistics  Running statistics: conventions and conversion
     mxnet_today        MXNet on today's Python and NumPy
