@@ -14,6 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from d2ltvm import (
     distributed,
+    fast_operations,
     from_scratch,
     gluon_module,
     moving_statistics,
@@ -90,6 +91,8 @@ FUNCTIONS = {
     'training_operator.BatchNormFunction': function,
     'training_operator.CompiledBatchNorm': lambda X, gamma, beta:
         training_operator.CompiledBatchNorm()(X, gamma, beta),
+    'fast_operations.fast_batch_norm': lambda X, gamma, beta:
+        fast_operations.fast_batch_norm(X, gamma, beta)[0],
     'from_scratch.pure_batch_norm': from_scratch.pure_batch_norm,
     'from_scratch.batch_norm': lambda X, gamma, beta: from_scratch.batch_norm(
         X, gamma, beta, scope_name='bn',
@@ -111,8 +114,9 @@ BUILT_IN = Block(lambda: nn.BatchNorm(in_channels=3))
 def test_no_layer_is_left_out():
     """What is public and normalizes a batch in training is in the table."""
     found = {f'{module.__name__.removeprefix("d2ltvm.")}.{name}'
-             for module in (distributed, from_scratch, gluon_module,
-                            moving_statistics, training_operator)
+             for module in (distributed, fast_operations, from_scratch,
+                            gluon_module, moving_statistics,
+                            training_operator)
              for name in module.__all__
              if 'norm' in name.lower() or name == 'synchronised'}
     parts = {
