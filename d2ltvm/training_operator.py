@@ -630,13 +630,16 @@ class CompiledBatchNorm:
     def _check(self, X: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
                scope_name: str) -> None:
         _check_layer(X, gamma, beta)
+        if not isinstance(scope_name, str) or not scope_name:
+            raise ValueError('scope_name: expected a name, another one for '
+                             f'each layer, got {scope_name!r}')
         known = len(self.moving.get(scope_name, (gamma,))[0])
         if known != len(gamma):
             raise ValueError(f'scope_name: {scope_name!r} has {known} '
                              f'channels, X has shape {X.shape}')
 
     def __call__(self, X: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
-                 scope_name: str = '') -> nd.NDArray:
+                 scope_name: str) -> nd.NDArray:
         """Normalize by the batch, in training; updates `moving`.
 
         Parameters
@@ -645,7 +648,7 @@ class CompiledBatchNorm:
             More than one value per channel.
         gamma, beta : NDArray, shape (F,) or (C,), float32
         scope_name : str
-            Name of the layer.
+            Name of the layer, another one for each.
 
         Returns
         -------
@@ -670,7 +673,7 @@ class CompiledBatchNorm:
                          eps=self.eps, relu=self.relu)
 
     def infer(self, X: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
-              scope_name: str = '') -> nd.NDArray:
+              scope_name: str) -> nd.NDArray:
         """Normalize by the moving statistics, which stay as they are.
 
         Arguments and result are those of a call; RuntimeError if the layer

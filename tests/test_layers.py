@@ -90,7 +90,7 @@ FUNCTIONS = {
     'distributed.synchronised': synchronised,
     'training_operator.BatchNormFunction': function,
     'training_operator.CompiledBatchNorm': lambda X, gamma, beta:
-        training_operator.CompiledBatchNorm()(X, gamma, beta),
+        training_operator.CompiledBatchNorm()(X, gamma, beta, 'bn'),
     'fast_operations.fast_batch_norm': lambda X, gamma, beta:
         fast_operations.fast_batch_norm(X, gamma, beta)[0],
     'from_scratch.pure_batch_norm': from_scratch.pure_batch_norm,

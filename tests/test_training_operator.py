@@ -271,8 +271,8 @@ def test_inference_far_from_zero():
     layer, X = module.CompiledBatchNorm(), np.full((16, 3), 1000, 'float32')
     X[::2] += np.float32(2 ** -8)  # the mean has all its bits in float32
     gamma, beta = nd.array([1, 2, -3]), nd.array([5, 0, 1])
-    layer(nd.array(X), gamma, beta)
-    Y = layer.infer(nd.array(X), gamma, beta).asnumpy()
+    layer(nd.array(X), gamma, beta, 'bn')
+    Y = layer.infer(nd.array(X), gamma, beta, 'bn').asnumpy()
     mean, var = X.mean(0, 'float64'), X.var(0, dtype='float64')
     assert_allclose(Y, [1, 2, -3] * (X - mean) / np.sqrt(var + 1e-5)
                     + [5, 0, 1], atol=1e-5)
@@ -280,10 +280,10 @@ def test_inference_far_from_zero():
 
 def test_no_inference_with_a_negative_variance():
     layer, X = module.CompiledBatchNorm(), nd.ones((4, 3))
-    layer(X, nd.ones(3), nd.ones(3))
-    layer.moving[''][1][1] = -1
+    layer(X, nd.ones(3), nd.ones(3), 'bn')
+    layer.moving['bn'][1][1] = -1
     with pytest.raises(ValueError, match=r'^moving_var: expected no negativ'):
-        layer.infer(X, nd.ones(3), nd.ones(3))
+        layer.infer(X, nd.ones(3), nd.ones(3), 'bn')
 
 
 @pytest.mark.parametrize('relu', [False, True])
@@ -406,6 +406,10 @@ def test_bad_target(target):
 
 # Inside MXNet
 
+def named(layer, name='bn'):
+    return lambda X, gamma, beta: layer(X, gamma, beta, name)
+
+
 def mx_run(layer, X, dY, gamma, beta, dtype='float32'):
     X, dY, gamma, beta = (nd.array(a, dtype=dtype) for a in (X, dY, gamma,
                                                              beta))
@@ -431,8 +435,8 @@ def test_in_autograd(relu, shape, seed):
         return  # refused: one value per channel
     arrays = draw(shape, seed)
     layer = module.CompiledBatchNorm(relu=relu)
-    results = mx_run(layer, *arrays)
-    mean, var = (a.asnumpy() for a in layer.moving[''])  # the first batch
+    results = mx_run(named(layer), *arrays)
+    mean, var = (a.asnumpy() for a in layer.moving['bn'])  # the first batch
     judge((*results, mean / 10, 0.9 + var / 10), *arrays, relu=relu)
 
 
@@ -440,8 +444,8 @@ def test_in_autograd(relu, shape, seed):
 def test_against_the_operator_of_mxnet(shape):
     arrays = draw(shape)
     theirs = mx_run(builtin, *arrays, dtype='float64')
-    for a, b in zip(mx_run(module.CompiledBatchNorm(), *arrays), theirs,
-                    strict=True):
+    ours = mx_run(named(module.CompiledBatchNorm()), *arrays)
+    for a, b in zip(ours, theirs, strict=True):
         assert_allclose(a, b, rtol=1e-5, atol=1e-5 * abs(b).max())
 
 
@@ -477,7 +481,7 @@ def test_two_uses_add_up():
     """One layer twice in a graph, gradients added over two passes."""
     X, _, gamma, beta = map(nd.array, draw((8, 5)))
     results = []
-    for layer in (module.CompiledBatchNorm(), builtin):
+    for layer in (named(module.CompiledBatchNorm()), builtin):
         for a in (X, gamma, beta):
             a.attach_grad('add')
         for _ in range(2):
@@ -525,7 +529,7 @@ def test_backward_twice_and_after_a_change():
     for a in (X, gamma, beta):
         a.attach_grad()
     with autograd.record():
-        Y = module.CompiledBatchNorm()(X, gamma, beta)
+        Y = module.CompiledBatchNorm()(X, gamma, beta, 'bn')
     gamma[:] = 100
     beta[:] = -5
     for _ in range(2):
@@ -540,15 +544,15 @@ def test_slices_and_transposed_arrays():
     gamma, beta = map(nd.array, arrays[2:])
     full = nd.array(arrays[0])
     for X in (full[1:], full[2:4], full.transpose((0, 1, 3, 2))):
-        judge((layer(X, gamma, beta).asnumpy(),
+        judge((layer(X, gamma, beta, 'bn').asnumpy(),
                *run(X.asnumpy(), X.asnumpy(), *arrays[2:])[1:]),
               X.asnumpy(), X.asnumpy(), *arrays[2:])
 
 
 def test_nothing_is_recorded_outside_of_record():
     layer = module.CompiledBatchNorm()
-    Y = layer(*map(nd.array, (np.eye(3), np.ones(3), np.zeros(3))))
-    assert Y.shape == (3, 3) and layer.moving[''][0].shape == (3,)
+    Y = layer(*map(nd.array, (np.eye(3), np.ones(3), np.zeros(3))), 'bn')
+    assert Y.shape == (3, 3) and layer.moving['bn'][0].shape == (3,)
 
 
 @pytest.mark.parametrize('call', ['__call__', 'infer'])
@@ -563,12 +567,12 @@ def test_nothing_is_recorded_outside_of_record():
 def test_bad_mxnet_arrays(call, name, change, error):
     values = {'X': nd.ones((4, 3)), 'gamma': nd.ones(3), 'beta': nd.ones(3)}
     layer = module.CompiledBatchNorm()
-    layer(**values)
-    kept = [a.copy() for a in layer.moving['']]
+    layer(**values, scope_name='bn')
+    kept = [a.copy() for a in layer.moving['bn']]
     values[name] = change(values[name])
     with pytest.raises(error, match=r'^(X|gamma|beta): expected'):
-        getattr(layer, call)(**values)
-    for a, b in zip(layer.moving[''], kept, strict=True):
+        getattr(layer, call)(**values, scope_name='bn')
+    for a, b in zip(layer.moving['bn'], kept, strict=True):
         assert_array_equal(a.asnumpy(), b.asnumpy())
 
 
@@ -578,8 +582,10 @@ def test_other_refusals():
     with pytest.raises(ValueError, match=r"^scope_name: 'bn' has 3 channels"):
         layer(nd.ones((4, 2)), nd.ones(2), nd.ones(2), 'bn')
     with pytest.raises(ValueError, match=r'^X: training needs more than one'):
-        layer(nd.ones((1, 2)), nd.ones(2), nd.ones(2))
-    assert '' not in layer.moving
+        layer(nd.ones((1, 2)), nd.ones(2), nd.ones(2), 'one')
+    with pytest.raises(ValueError, match=r"^scope_name: expected a name, an"):
+        layer(nd.ones((4, 3)), nd.ones(3), nd.ones(3), '')
+    assert list(layer.moving) == ['bn']
     function = module.BatchNormFunction(np.zeros(2), np.ones(2), 0.9, 1e-5)
     with pytest.raises(TypeError, match=r'^moving_mean: expected a NumPy'):
         function(nd.ones(2), nd.ones(2), nd.ones((4, 2)))
