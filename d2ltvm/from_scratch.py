@@ -3,134 +3,70 @@
 """Batch normalization from scratch"""
 
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from d2ltvm import needed_for
+from d2ltvm.checks import (check_batch, check_count, check_number,
+                           check_variance)
+from d2ltvm.fast_operations import apply_statistics as apply_statistics
+from d2ltvm.fast_operations import fast_batch_norm
+from d2ltvm.fast_operations import median_times as median_times
 from d2ltvm.mnist import Digits
 from d2ltvm.mxnet_today import autograd, describe_gpu, mx, nd
-from d2ltvm.theory import check_count, check_number, merge_statistics
+from d2ltvm.theory import merge_statistics
 
 with needed_for('d2ltvm.from_scratch'):
     from tqdm import tqdm
 
-__all__ = ['MovingStatistics', 'accuracy', 'apply_statistics', 'batch_norm',
-           'batch_statistics', 'batches', 'channel_mean', 'check_arguments',
-           'check_images', 'choose_device', 'init_params', 'median_times',
-           'net', 'no_norm', 'pure_batch_norm', 'scale_shift', 'settle', 'sgd',
-           'softmax_cross_entropy', 'train', 'train_step',
+__all__ = ['MovingStatistics', 'accuracy', 'batch_norm', 'batches',
+           'check_arguments', 'check_images', 'choose_device', 'init_params',
+           'net', 'no_norm', 'normalize_batch', 'pure_batch_norm', 'settle',
+           'sgd', 'softmax_cross_entropy', 'train', 'train_step',
            'training_and_testing']
 
 
-# chapters/from_scratch.ipynb, cell fn-channel-mean
-def channel_mean(X: nd.NDArray) -> nd.NDArray:
-    """Mean of each channel over a batch, by two matrix products.
+# chapters/from_scratch.ipynb, cell fn-normalize-batch
+def normalize_batch(X: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
+                    eps: float = 1e-5
+                    ) -> tuple[nd.NDArray, nd.NDArray, nd.NDArray]:
+    """Batch normalization by the statistics of this batch, which it returns.
 
     Parameters
     ----------
     X : NDArray, shape (N, F) or (N, C, H, W), float32 or float64
         Activations, channels second.
+    gamma, beta : NDArray, shape (F,) or (C,), dtype of `X`
+        Scale and shift of each channel.
+    eps : float
+        Added to the variance, under the root.
 
     Returns
     -------
-    NDArray, shape (F,) or (C,), dtype of `X`
-        The first half of equation (eq-batch-statistics).
-    """
-    N, C = X.shape[:2]
-    rows = X.reshape((N * C, -1))
-    size = rows.shape[1]  # H * W, or 1 in a dense layer
-    like = {'ctx': X.context, 'dtype': X.dtype}
-    column = nd.full((size, 1), 1 / size, **like)
-    per_example = nd.dot(rows, column).reshape((N, C))
-    return nd.dot(nd.full((1, N), 1 / N, **like), per_example).reshape((C,))
-
-
-# chapters/from_scratch.ipynb, cell fn-scale-shift
-def scale_shift(X: nd.NDArray, scale: nd.NDArray,
-                shift: nd.NDArray) -> nd.NDArray:
-    """Multiply each channel by one number and add another to it.
-
-    Parameters
-    ----------
-    X : NDArray, shape (N, F) or (N, C, H, W), float32 or float64
-        Activations, channels second.
-    scale, shift : NDArray, shape (F,) or (C,), dtype of `X`
-        One number per channel.
-
-    Returns
-    -------
-    NDArray, shape and dtype of `X`
-        ``scale * X + shift``, computed as a depthwise 1 x 1 convolution.
-    """
-    C = X.shape[1]
-    images = X if X.ndim == 4 else X.reshape((0, 0, 1, 1))
-    Y = nd.Convolution(images, scale.reshape((C, 1, 1, 1)), shift,
-                       kernel=(1, 1), num_filter=C, num_group=C)
-    return Y.reshape(X.shape)
-
-
-# chapters/from_scratch.ipynb, cell fn-batch-statistics
-def batch_statistics(X: nd.NDArray) -> tuple[nd.NDArray, nd.NDArray]:
-    """Mean and biased variance of each channel over one batch.
-
-    Parameters
-    ----------
-    X : NDArray, shape (N, F) or (N, C, H, W), float32 or float64
-        Activations, channels second.
-
-    Returns
-    -------
+    Y : NDArray, shape and dtype of `X`
+        Equation (eq-batch-norm); exactly `beta` in a constant channel.
     mean, var : NDArray, shape (F,) or (C,), dtype of `X`
-        Equation (eq-batch-statistics); `var` divides by N * H * W. Their
-        gradients by `X` are exact.
+        Equation (eq-batch-statistics); `var` divides by N * H * W.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `d2ltvm.checks.check_batch`.
+
+    References
+    ----------
+    Ioffe and Szegedy (2015), algorithm 1.
     """
-    mean = channel_mean(X)
-    constant = mean.detach()  # the variance does not depend on it: see text
-    spread = nd.broadcast_to(  # X - constant would sum in the backward pass
-        constant.reshape((1, -1) + (1,) * (X.ndim - 2)), X.shape)
-    return mean, channel_mean(nd.square(X - spread))
-
-
-# chapters/from_scratch.ipynb, cell fn-pure-batch-norm
-def check_arguments(X: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
-                    eps: float, **moving: nd.NDArray) -> None:
-    """Raise a TypeError or ValueError that names the wrong argument.
-
-    `moving` are more arrays with one number per channel, by name.
-    """
-    channels = {'gamma': gamma, 'beta': beta, **moving}
-    for name, value in {'X': X, **channels}.items():
-        if type(value) is not nd.NDArray:  # those of mx.np are a subclass
-            raise TypeError(f'{name}: expected an MXNet NDArray, got '
-                            f'{type(value)}')
-    if X.dtype not in (np.float32, np.float64):
-        raise TypeError('X: expected float32 or float64, got '
-                        f'{np.dtype(X.dtype)}')
-    if X.ndim not in (2, 4) or 0 in X.shape:
-        raise ValueError('X: expected a non-empty array of shape (N, F) or '
-                         f'(N, C, H, W), got shape {X.shape}')
-    for name, value in channels.items():
-        if value.dtype != X.dtype:
-            raise TypeError(f'{name}: expected {np.dtype(X.dtype)}, as X, '
-                            f'got {np.dtype(value.dtype)}')
-        if value.shape != (X.shape[1],):
-            raise ValueError(f'{name}: expected shape ({X.shape[1]},), one '
-                             f'number per channel, got {value.shape}')
-    check_number('eps', eps)
-
-
-# chapters/from_scratch.ipynb, cell fn-pure-batch-norm
-def apply_statistics(X: nd.NDArray, mean: nd.NDArray, var: nd.NDArray,
-                     gamma: nd.NDArray, beta: nd.NDArray,
-                     eps: float) -> nd.NDArray:
-    """Normalize by given statistics: equation (eq-scale-shift).
-
-    `X` has shape (N, F) or (N, C, H, W), all other arrays (F,) or (C,).
-    """
-    scale = gamma / nd.sqrt(var + eps)
-    return scale_shift(X, scale, beta - mean * scale)
+    check_batch(X, eps, kind=nd.NDArray, gamma=gamma, beta=beta)
+    first = (X[:1] if X.ndim == 2 else X[:1, :, :1, :1]).detach()
+    shape, axes = first.shape, (0, *range(2, X.ndim))
+    shifted = X - first
+    mean = nd.mean(shifted, axis=axes, keepdims=True)
+    var = nd.mean((shifted - mean) ** 2, axis=axes, keepdims=True)
+    X_hat = (shifted - mean) / nd.sqrt(var + eps)
+    Y = gamma.reshape(shape) * X_hat + beta.reshape(shape)
+    return Y, (first + mean).reshape((-1,)), var.reshape((-1,))
 
 
 # chapters/from_scratch.ipynb, cell fn-pure-batch-norm
@@ -164,8 +100,7 @@ def pure_batch_norm(X: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
     ----------
     Ioffe and Szegedy (2015), algorithm 1; equation (eq-batch-norm).
     """
-    check_arguments(X, gamma, beta, eps)
-    return apply_statistics(X, *batch_statistics(X), gamma, beta, eps)
+    return normalize_batch(X, gamma, beta, eps)[0]
 
 
 # chapters/from_scratch.ipynb, cell fn-moving-statistics
@@ -189,6 +124,7 @@ class MovingStatistics:
         Parameters
         ----------
         scope_name : str
+            Name of the layer, not empty.
         mean, var : NDArray, shape (F,) or (C,)
             Statistics of the batch.
         momentum : float
@@ -207,7 +143,10 @@ class MovingStatistics:
         self.mean[scope_name], self.var[scope_name] = mixed
 
     def check(self, scope_name: str, like: nd.NDArray) -> None:
-        """Raise a ValueError if a layer has other channels than `like`."""
+        """Raise a ValueError without a name, or for other channels."""
+        if not isinstance(scope_name, str) or not scope_name:
+            raise ValueError('scope_name: expected a name, another one for '
+                             f'each layer, got {scope_name!r}')
         known, got = (f'{a.shape[0]} channels of {np.dtype(a.dtype)}'
                       for a in (self.mean.get(scope_name, like), like))
         if known != got:
@@ -217,12 +156,14 @@ class MovingStatistics:
     def __getitem__(self, scope_name: str) -> tuple[nd.NDArray, nd.NDArray]:
         """Moving mean and variance of one layer.
 
-        Raises RuntimeError if the layer has none yet.
+        Raises RuntimeError if the layer has none yet, ValueError if a
+        variance is negative.
         """
         if scope_name not in self.mean:
             raise RuntimeError(f'no moving statistics for {scope_name!r}: '
                                'train this layer before testing it; known '
                                f'layers: {sorted(self.mean)}')
+        check_variance(f'var[{scope_name!r}]', self.var[scope_name])
         return self.mean[scope_name], self.var[scope_name]
 
 
@@ -231,7 +172,9 @@ def batch_norm(X: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
                momentum: float = 0.9, eps: float = 1e-5,
                scope_name: str = '', is_training: bool = True,
                debug: bool = False,
-               moving: MovingStatistics | None = None) -> nd.NDArray:
+               moving: MovingStatistics | None = None,
+               normalize: Callable[..., tuple] = normalize_batch
+               ) -> nd.NDArray:
     """Batch normalization with moving statistics.
 
     Parameters
@@ -245,7 +188,7 @@ def batch_norm(X: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
     eps : float
         Added to the variance, under the root.
     scope_name : str
-        The name of the layer in `moving`.
+        The name of the layer in `moving`, another one for each layer.
     is_training : bool
         True: use the statistics of the batch, and update `moving`.
         False: use those in `moving`, which stay as they are.
@@ -253,6 +196,10 @@ def batch_norm(X: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
         Print the range of the statistics that are used.
     moving : MovingStatistics, optional
         Where the layer keeps its statistics. None: nowhere.
+    normalize : callable
+        ``normalize(X, gamma, beta, eps)`` gives output, mean and variance
+        of a training batch: `normalize_batch` or its faster twin,
+        `d2ltvm.fast_operations.fast_batch_norm`.
 
     Returns
     -------
@@ -265,8 +212,9 @@ def batch_norm(X: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
     ValueError
         As `pure_batch_norm`; also for a `momentum` out of range, for a
         training batch with a single value per channel, for testing
-        without `moving`, and if `moving` has other channels or another
-        dtype for `scope_name`.
+        without `moving`, and if `moving` is given and `scope_name` is
+        empty, or has other channels, another dtype or a negative variance
+        there.
     RuntimeError
         If `moving` knows nothing of `scope_name` when testing.
 
@@ -274,28 +222,29 @@ def batch_norm(X: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
     ----------
     Ioffe and Szegedy (2015), algorithms 1 and 2, with the biased variance.
     """
-    check_arguments(X, gamma, beta, eps)
+    check_batch(X, eps, kind=nd.NDArray, gamma=gamma, beta=beta)
     check_number('momentum', momentum, 0, below=1)
     if is_training:
         if X.size == X.shape[1]:
             raise ValueError('X: training needs more than one value per '
                              f'channel, got shape {X.shape}')
-        mean, var = batch_statistics(X)
+        Y, mean, var = normalize(X, gamma, beta, eps)
         if moving is not None:
             moving.update(scope_name, mean, var, momentum)
     elif moving is None:
         raise ValueError('moving: testing needs the MovingStatistics that '
                          'were collected in training, got None')
     else:
-        mean, var = moving[scope_name]
         moving.check(scope_name, gamma)
+        mean, var = moving[scope_name]
+        Y = apply_statistics(X, mean, var, gamma, beta, eps)
     if debug:
         mean_range, var_range = (
             f'{v.min().asscalar():.4g} to {v.max().asscalar():.4g}'
             for v in (mean, var))
         print(f'{scope_name or "batch norm"}: mean {mean_range}, '
               f'variance {var_range}')
-    return apply_statistics(X, mean, var, gamma, beta, eps)
+    return Y
 
 
 # chapters/from_scratch.ipynb, cell fn-init-params
@@ -381,7 +330,7 @@ def net(X: nd.NDArray, params: dict[str, nd.NDArray],
     return Y
 
 
-# chapters/from_scratch.ipynb, cell fn-net
+# chapters/from_scratch.ipynb, cell fn-no-norm
 def no_norm(H: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
             scope_name: str) -> nd.NDArray:
     """Stands in for the normalization of a network that has none."""
@@ -409,7 +358,7 @@ def training_and_testing(
     def norm(H: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
              scope_name: str) -> nd.NDArray:
         return batch_norm(H, gamma, beta, momentum, scope_name=scope_name,
-                          moving=moving)
+                          moving=moving, normalize=fast_batch_norm)
 
     def test_norm(H: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
                   scope_name: str) -> nd.NDArray:
@@ -419,7 +368,7 @@ def training_and_testing(
     return norm, test_norm
 
 
-# chapters/from_scratch.ipynb, cell fn-step
+# chapters/from_scratch.ipynb, cell fn-loss
 def softmax_cross_entropy(logits: nd.NDArray,
                           labels: nd.NDArray) -> nd.NDArray:
     """Cross entropy of the softmax, summed over the batch.
@@ -431,7 +380,7 @@ def softmax_cross_entropy(logits: nd.NDArray,
     return -nd.pick(nd.log_softmax(logits), labels).sum()
 
 
-# chapters/from_scratch.ipynb, cell fn-step
+# chapters/from_scratch.ipynb, cell fn-loss
 def sgd(params: dict[str, nd.NDArray], learning_rate: float) -> None:
     """One step of gradient descent, in place, on all parameters."""
     for param in params.values():
@@ -451,68 +400,7 @@ def train_step(X: nd.NDArray, labels: nd.NDArray,
     return float(loss.asscalar())
 
 
-# chapters/from_scratch.ipynb, cell fn-step
-def median_times(functions: Mapping[str, Callable[[], object]],
-                 rounds: int = 7, repeats: int = 5,
-                 warm: float = 0.05) -> dict[str, tuple[float, ...]]:
-    """Time functions side by side, in rounds that alternate.
-
-    Parameters
-    ----------
-    functions : dict of str to callable
-        Called without arguments; each must wait for its own result.
-    rounds, repeats : int
-        Each round calls every function `repeats` times in turn.
-    warm : float
-        Seconds of calls in front of them that do not count: threads that
-        wake up share a core for some milliseconds.
-
-    Returns
-    -------
-    dict of str to (float, float, float)
-        Lower quartile, median and upper quartile, in seconds per call.
-    """
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for function in functions.values():
-        function()  # the first call allocates and compiles
-    for _ in range(rounds):
-        for name, function in functions.items():
-            end = time.perf_counter() + warm
-            while time.perf_counter() < end:
-                function()
-            for _ in range(repeats):
-                start = time.perf_counter()
-                function()
-                times[name].append(time.perf_counter() - start)
-    return {name: tuple(float(q) for q in np.quantile(t, (0.25, 0.5, 0.75)))
-            for name, t in times.items()}
-
-
-# chapters/from_scratch.ipynb, cell fn-choose-device
-def choose_device() -> mx.Context:
-    """The first GPU if MXNet can compute on it, else the CPU; prints why.
-
-    Returns
-    -------
-    mx.Context
-    """
-    device, count = mx.cpu(), mx.context.num_gpus()
-    if not mx.runtime.Features().is_enabled('CUDA'):
-        reason = 'it is built without CUDA'
-    elif not count:
-        reason = 'it finds no GPU'
-    else:
-        words, served = describe_gpu()
-        reason = f'GPU 0 of {count} is {words}'
-        if served:
-            device = mx.gpu(0)
-        else:
-            reason += ', for which it holds no programs'
-    print(f'MXNet computes on {device}: {reason}')
-    return device
-
-
-# chapters/from_scratch.ipynb, cell fn-train
+# chapters/from_scratch.ipynb, cell fn-batches
 def check_images(images: np.ndarray, labels: np.ndarray,
                  batch_size: int) -> None:
     """Raise a TypeError or ValueError that names the wrong argument."""
@@ -525,7 +413,7 @@ def check_images(images: np.ndarray, labels: np.ndarray,
     check_count('batch_size', batch_size)
 
 
-# chapters/from_scratch.ipynb, cell fn-train
+# chapters/from_scratch.ipynb, cell fn-batches
 def batches(images: np.ndarray, labels: np.ndarray, batch_size: int,
             ctx: mx.Context | None = None,
             rng: np.random.Generator | None = None
@@ -565,7 +453,7 @@ def batches(images: np.ndarray, labels: np.ndarray, batch_size: int,
         yield X, nd.array(labels[rows], ctx=ctx, dtype='float32')
 
 
-# chapters/from_scratch.ipynb, cell fn-train
+# chapters/from_scratch.ipynb, cell fn-batches
 def accuracy(images: np.ndarray, labels: np.ndarray,
              params: dict[str, nd.NDArray],
              norm: Callable[..., nd.NDArray], ctx: mx.Context | None = None,
@@ -578,6 +466,37 @@ def accuracy(images: np.ndarray, labels: np.ndarray,
         correct += int((net(X, params, norm).argmax(axis=1) == y)
                        .sum().asscalar())
     return correct / len(images)
+
+
+# chapters/from_scratch.ipynb, cell fn-batches
+def check_arguments(X: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
+                    eps: float, **moving: nd.NDArray) -> None:
+    """`d2ltvm.checks.check_batch` under its old name, for one version."""
+    check_batch(X, eps, kind=nd.NDArray, gamma=gamma, beta=beta, **moving)
+
+
+# chapters/from_scratch.ipynb, cell fn-choose-device
+def choose_device() -> mx.Context:
+    """The first GPU if MXNet can compute on it, else the CPU; prints why.
+
+    Returns
+    -------
+    mx.Context
+    """
+    device, count = mx.cpu(), mx.context.num_gpus()
+    if not mx.runtime.Features().is_enabled('CUDA'):
+        reason = 'it is built without CUDA'
+    elif not count:
+        reason = 'it finds no GPU'
+    else:
+        words, served = describe_gpu()
+        reason = f'GPU 0 of {count} is {words}'
+        if served:
+            device = mx.gpu(0)
+        else:
+            reason += ', for which it holds no programs'
+    print(f'MXNet computes on {device}: {reason}')
+    return device
 
 
 # chapters/from_scratch.ipynb, cell fn-train
@@ -658,8 +577,8 @@ def settle(moving: MovingStatistics, images: np.ndarray,
     ctx : mxnet.Context, optional
         Device of the parameters.
     batch_size : int
-        Images that pass at a time. They normalize each other, so a layer
-        behind another one depends on it a little.
+        Images that pass at a time. They normalize each other, so the
+        statistics behind the first layer depend on it: take large batches.
 
     Raises
     ------
@@ -671,12 +590,10 @@ def settle(moving: MovingStatistics, images: np.ndarray,
     Ioffe and Szegedy (2015), algorithm 2, with the biased variance of all
     values (eq-merge) in place of the average variance of a batch.
     """
-    if len(images) < 2:
-        raise ValueError(f'images: expected two or more, got {len(images)}')
+    check_count('images', len(images), least=2)
     parts: dict[str, list[tuple[int, nd.NDArray, nd.NDArray]]] = {}
     for X, _ in batches(images, np.zeros(len(images)), batch_size, ctx):
-        batch = MovingStatistics()
-        net(X, params, training_and_testing(batch)[0])
+        net(X, params, training_and_testing(batch := MovingStatistics())[0])
         for name, mean in batch.mean.items():
             parts.setdefault(name, []).append(
                 (len(X), mean, len(X) * batch.var[name]))
