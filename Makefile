@@ -108,4 +108,5 @@ shape: $(ready)
 	$(python) tools/shape.py
 
 clean:
-	rm -rf .venv .venv-bench _build d2ltvm.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-bench .venv-oldest _build d2ltvm.egg-info \
+	    .hypothesis .pytest_cache .ruff_cache .mypy_cache

@@ -191,7 +191,7 @@ def prepare() -> bool:
     """Make `import mxnet` work on Python 3.12 and later, and on NumPy 2.
 
     Call it before the first `import mxnet` of a process. A second call
-    changes nothing. MXNet 2 is left alone.
+    changes nothing. MXNet 2 is left alone, and so is MXNet on NumPy 1.23.
 
     Returns
     -------
@@ -201,12 +201,17 @@ def prepare() -> bool:
     Raises
     ------
     ImportError
-        If MXNet is not installed, or was imported before without help.
+        If MXNet is not installed, or was imported before without help, or
+        NumPy is of version 1.24 to 1.26, whose gaps are not known here.
     """
     with needed_for('d2ltvm.mxnet_today'):
         version = mxnet_version()
-    if version[:2] != '1.':
+    major, minor = map(int, np.__version__.split('.')[:2])
+    if version[:2] != '1.' or (major, minor) < (1, 24):
         return False
+    if major < 2:
+        raise ImportError('mxnet: expected NumPy 2 or later, or 1.23, got '
+                          f'{np.__version__}')
     ours = [finder for finder in sys.meta_path
             if hasattr(finder, 'helps_mxnet')]
     if not sys.modules.get('mxnet'):

@@ -586,3 +586,13 @@ print([name for name in ('mxnet', 'requests', 'scipy', 'd2ltvm.theory')
     assert (status, text) == (0, '[]')
     module = importlib.import_module('d2ltvm.mxnet_today')
     assert isinstance(module, types.ModuleType) and module is mt
+
+
+def test_numpy_1(monkeypatch):
+    """1.23 has all that MXNet asks for; the gaps of 1.24 are others."""
+    monkeypatch.setattr(np, '__version__', '1.23.5')
+    assert mt.prepare() is False
+    monkeypatch.setattr(np, '__version__', '1.26.4')
+    with pytest.raises(ImportError, match=r'expected NumPy 2 or later, or 1.23'
+                                          r', got 1\.26\.4$'):
+        mt.prepare()

@@ -125,7 +125,7 @@ def test_the_address_of_the_book_stands_in_the_cell(tmp_path, capsys):
     assert capsys.readouterr().out == 'changed: page.ipynb\n'
     title, cell, code = nbformat.read(path, as_version=4).cells
     assert (title.source, code.source) == ('# Title', '1 + 1')
-    assert ('    pip install "d2ltvm[mxnet,tvm] @ '
+    assert ('    pip install "d2ltvm[mxnet,tvm,onnx] @ '
             'git+https://example.org/book"\n'
             '    pip install --no-deps mxnet==9 d2l==8\n') in cell.source
     opening.main(['--check'], tmp_path)

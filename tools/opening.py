@@ -40,7 +40,7 @@ def commands(root=ROOT):
     address = config['sphinx']['config']['public_repository']
     pins = ' '.join(line for line in (root / 'mxnet.txt').read_text(
         'utf-8').splitlines() if not line.startswith('#'))
-    extras = 'd2ltvm[mxnet,tvm]'
+    extras = 'd2ltvm[mxnet,tvm,onnx]'
     package = (f'pip install "{extras} @ git+{address}"' if address else
                f'pip install "{extras} @ file:///PATH/OF/A/CLONE"')
     return [package, f'pip install --no-deps {pins}']
