@@ -168,7 +168,7 @@ def test_unknown_family():
 
 @pytest.mark.parametrize(('error', 'name', 'change'), [
     (ValueError, 'batch', {'batch': 0}),
-    (ValueError, 'batch', {'batch': 1.5}),
+    (TypeError, 'batch', {'batch': 1.5}),
     (ValueError, 'target', {'target': 'c'}),
     (ValueError, 'target', {'target': {'kind': 'llvm', 'mcpu': 'native'}}),
     (ValueError, 'layers', {'layers': []}),
