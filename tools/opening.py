@@ -52,7 +52,10 @@ def with_opening(notebook, source):
     old = notebook.cells[1]
     if (old.id, old.source, old.metadata) == (CELL_ID, source, METADATA):
         return False
-    new = nbformat.v4.new_code_cell(source, id=CELL_ID, metadata=METADATA)
+    # Nothing that a run has stored depends on these lines
+    new = nbformat.v4.new_code_cell(
+        source, id=CELL_ID, metadata=METADATA,
+        execution_count=old.execution_count if old.id == CELL_ID else None)
     notebook.cells = [cells[0], new, *cells[1:]]
     return True
 
