@@ -256,7 +256,7 @@ def test_search_finds_a_term(visit):
     link = tab.locator('#search-results li a').first
     link.wait_for()
     found = tab.locator('#search-results li a').all_text_contents()
-    assert any('module' in title for title in found), found
+    assert any('Gluon' in title for title in found), found
     link.click()
     assert 'hybridize' in tab.locator('article').inner_text().lower()
 

@@ -29,6 +29,8 @@ def running():
             env={**os.environ, 'PYTHONWARNINGS': 'default'}) as server:
         try:
             line = server.stdout.readline()
+            while "Warning: " in line or line.startswith(" "):
+                line = server.stdout.readline()  # of Jupyter, about itself
             if 'npm cannot fetch' in line:
                 pytest.skip(line)
             address = re.match(r'The live book: (http://\S+)', line)
