@@ -84,7 +84,7 @@ def draw(result):
 def save(result, path):
     """Draw the results of one suite into a file."""
     figure, drawn = draw(result), io.BytesIO()
-    figure.savefig(drawn, dpi=200)
+    figure.savefig(drawn, dpi=150)
     plt.close(figure)
     Image.open(drawn).convert('RGB').quantize(
         128, dither=Image.Dither.NONE).save(path, optimize=True)

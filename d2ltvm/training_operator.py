@@ -13,6 +13,7 @@ from d2ltvm import needed_for
 from d2ltvm.checks import (check_array, check_batch, check_number,
                            check_variance)
 from d2ltvm.cpu_schedule import host_target, vector_lanes
+from d2ltvm.fast_operations import apply_statistics
 from d2ltvm.mxnet_today import mx, nd
 from d2ltvm.own_gradient import Function, prepare_callbacks
 from d2ltvm.theory import merge_statistics
@@ -686,8 +687,5 @@ class CompiledBatchNorm:
                                'train this layer before testing it')
         mean, var = self.moving[scope_name]
         check_variance('moving_var', var)
-        scale = gamma / nd.sqrt(var + self.eps)
-        each = (1, -1) + (1,) * (X.ndim - 2)  # the mean first: it may be large
-        Y = (X - mean.reshape(each)) * scale.reshape(each)
-        Y = Y + beta.reshape(each)
+        Y = apply_statistics(X, mean, var, gamma, beta, self.eps)
         return nd.relu(Y) if self.relu else Y

@@ -294,7 +294,7 @@ def test_table_file_and_figure(tmp_path):
     assert stored == json.loads(json.dumps(result))
     assert {'processor', 'cores', 'python', 'apache-tvm', 'mxnet',
             'numpy'} <= set(stored['machine'])
-    assert (tmp_path / 'some.png').stat().st_size < 100_000
+    assert (tmp_path / 'some.png').stat().st_size < 60_000
 
 
 @pytest.mark.parametrize('shapes, label', [
@@ -372,7 +372,7 @@ def test_committed_results(suite):
         assert max(case['errors'].values()) <= side_by_side.TOLERANCE
         for low, median, high in case['times'].values():
             assert 0 < low <= median <= high
-    assert (folder / f'{suite}.png').stat().st_size < 100_000
+    assert (folder / f'{suite}.png').stat().st_size < 60_000
 
 
 def test_figures_have_a_style_for_every_engine():

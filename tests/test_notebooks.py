@@ -1,5 +1,6 @@
 """What holds for every notebook: stored outputs, tags, contents."""
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -114,7 +115,10 @@ def test_stored_training_is_the_full_one():
     tested = [float(share) for share in re.findall(
         r'^epoch .* ([\d.]+) in testing$', printed['train'], re.MULTILINE)]
     assert len(tested) == 10
-    assert tested[0] >= 0.985 and tested[9] >= 0.992
+    assert tested[0] >= 0.985 and tested[9] >= 0.992  # seed 0
+    stored = json.loads((ROOT / 'benchmarks/results/accuracy_by_seed.json'
+                         ).read_text())
+    assert max(run['settled'][9] for run in stored.values()) >= 0.993
 
 
 @each
