@@ -79,7 +79,8 @@ lock = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 \
     --fork-strategy fewest --generate-hashes --no-annotate \
     --custom-compile-command 'make lock' $(LOCKFLAGS) pyproject.toml
 lock: $(ready)
-	$(lock) mxnet.txt --extra tvm --extra mxnet --extra onnx --extra book \
+	$(lock) mxnet.txt --extra tvm --extra mxnet --extra onnx --extra mpi \
+	    --extra book \
 	    --output-file requirements.txt
 	$(lock) --extra bench --constraints requirements.txt \
 	    --no-emit-package torch --output-file benchmarks/requirements.txt
