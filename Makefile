@@ -1,6 +1,7 @@
 # `make book` and `make test` do all the set-up themselves.
-ready = .venv/.ready
-python = .venv/bin/python
+venv = $(or $(VENV),.venv)
+ready = $(venv)/.ready
+python = $(venv)/bin/python
 peers = .venv-bench/.ready
 # A relative folder must mean the same to the notebooks, which run in chapters/
 ifdef D2LTVM_DATA
@@ -15,7 +16,7 @@ endif
 .DELETE_ON_ERROR:
 
 book: package
-	.venv/bin/jupyter-book build . --all -W -n --keep-going
+	$(venv)/bin/jupyter-book build . --all -W -n --keep-going
 	@echo "Open file://$(CURDIR)/_build/html/index.html"
 
 live: book
@@ -35,7 +36,7 @@ nbval = --nbval --nbval-current-env --nbval-cell-timeout=800 \
     -p no:cacheprovider
 test: check fonts
 	D2LTVM_SHORT=1 $(pytest) $(nbval) tests chapters
-	.venv/bin/jupyter-book build . --all -W -n --keep-going -q
+	$(venv)/bin/jupyter-book build . --all -W -n --keep-going -q
 	$(pytest) --dist load tests/browser
 
 # The notebooks whose digits may come from a folder, a server, or nowhere
@@ -54,14 +55,14 @@ unit: $(ready)
 soak: export D2LTVM_SOAK = 1
 soak: check
 	$(pytest) --timeout=7200
-	.venv/bin/jupyter-book build . --all -W -n --keep-going -q
+	$(venv)/bin/jupyter-book build . --all -W -n --keep-going -q
 	$(pytest) --dist load --timeout=7200 tests/browser
 
 check: $(ready)
-	.venv/bin/ruff check .
+	$(venv)/bin/ruff check .
 	$(python) tools/opening.py --check
 	$(python) tools/cut.py --check
-	.venv/bin/mypy
+	$(venv)/bin/mypy
 
 package: $(ready)
 	$(python) tools/opening.py
@@ -71,11 +72,11 @@ notebooks: package
 	env -u D2LTVM_SHORT $(python) tools/execute.py
 
 lab: package
-	.venv/bin/jupyter lab chapters
+	$(venv)/bin/jupyter lab chapters
 
 # Pin again what pyproject.toml and mxnet.txt ask for; newer versions come by
 # `make lock LOCKFLAGS=--upgrade`
-lock = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 \
+lock = $(venv)/bin/uv pip compile --quiet --universal --python-version 3.11 \
     --fork-strategy fewest --generate-hashes --no-annotate \
     --custom-compile-command 'make lock' $(LOCKFLAGS) pyproject.toml
 lock: $(ready)

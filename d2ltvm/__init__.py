@@ -59,6 +59,25 @@ _MODULE_OF = {  # names that are found in `d2ltvm` itself
     'parallel_copy': 'cpu_schedule',
     'vector_lanes': 'cpu_schedule',
 }
+_EXTRA_OF = {  # the extra of `pyproject.toml` that brings a package
+    'apache-tvm': 'tvm',
+    'cuda-bindings': 'gpu',
+    'graphviz': 'mxnet',
+    'ipython': 'mxnet',
+    'matplotlib': 'mxnet',
+    'matplotlib-inline': 'mxnet',
+    'mpi4py': 'mpi',
+    'onnx': 'onnx',
+    'openmpi': 'mpi',
+    'pandas': 'mxnet',
+    'pooch': 'mxnet',
+    'requests': 'mxnet',
+    'safetensors': 'onnx',
+    'scikit-learn': 'mxnet',
+    'scipy': 'mxnet',
+    'setuptools': 'mxnet',
+    'tqdm': 'mxnet',
+}
 __all__ = ['needed_for']
 __all__ += list(_MODULE_OF)
 
@@ -75,14 +94,16 @@ def needed_for(purpose: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        package = {'tvm': 'apache-tvm', 'sklearn': 'scikit-learn'}.get(
-            error.name or '', error.name)
-        cure = ('pip install --no-deps mxnet==1.9.1 d2l==1.0.3 installs it'
+        package = {'tvm': 'apache-tvm', 'sklearn': 'scikit-learn',
+                   'cuda': 'cuda-bindings'}.get(error.name or '', error.name)
+        extra = _EXTRA_OF.get(package or '')
+        cure = ('; pip install --no-deps mxnet==1.9.1 d2l==1.0.3 installs it'
                 if package in ('mxnet', 'd2l') else
-                'requirements.txt names the tested version')
+                f'; pip install ".[{extra}]" in a clone of the book installs '
+                'it' if extra else '')
         raise ModuleNotFoundError(
             f'{purpose} needs the package {package!r}, which is not '
-            f'installed; {cure}', name=error.name) from error
+            f'installed{cure}', name=error.name) from error
 
 
 def __getattr__(name: str) -> object:

@@ -322,8 +322,9 @@ def find_file(name: str, folder: str | Path, origin: str) -> Path:
     for path in (Path(folder, each) for each in names):
         if path.is_file():
             return path
+    found = 'none' if Path(folder).is_dir() else 'no such folder'
     raise FileNotFoundError(f'need {" or ".join(names)} in {folder} '
-                            f'({origin}), found none')
+                            f'({origin}), found {found}')
 
 
 # chapters/mnist.ipynb, cell fn-load-mnist
@@ -473,7 +474,8 @@ def load_digits(folder: str | Path | None = None) -> Digits:
         return load_mnist(folder)
     except ConnectionError:
         data = digits_28()
-        print(f'MNIST is neither in a folder nor delivered by a mirror: '
+        mirror = os.environ.get('D2LTVM_MIRROR') or 'a mirror'
+        print(f'MNIST is neither in a folder nor delivered by {mirror}: '
               f'going on with {data.source}.')
         return data
 

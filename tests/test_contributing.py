@@ -71,9 +71,10 @@ def test_checks_before_a_commit_are_the_first_step_of_the_tests():
     recipe = re.search(r'^check: .*\n((?:\t.*\n)+)', MAKEFILE, re.MULTILINE)
     config = yaml.safe_load((ROOT / '.pre-commit-config.yaml').read_text())
     hooks = config['repos'][0]['hooks']
+    entries = recipe[1].replace('$(python)', '$(venv)/bin/python').replace(
+        '$(venv)', '.venv').split('\n\t')
     assert [hook['entry'] for hook in hooks] == [
-        line.strip().replace('$(python)', '.venv/bin/python')
-        for line in recipe[1].splitlines()]
+        entry.strip() for entry in entries]
     assert re.search(r'^test: check\b', MAKEFILE, re.MULTILINE)
     assert len(hooks) == 4
 
