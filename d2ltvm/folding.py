@@ -4,29 +4,24 @@
 
 import os
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from d2ltvm import from_scratch as fs
 from d2ltvm import needed_for
 from d2ltvm.checks import (check_array, check_choice, check_count,
                            check_number, check_variance)
 from d2ltvm.mnist import Digits
-from d2ltvm.mxnet_today import nd
 
-with needed_for('d2ltvm.folding'):
-    from tvm import IRModule, relax
-
-__all__ = ['KINDS', 'SHAPES', 'fold_batch_norm', 'fold_network',
-           'network_layers', 'network_parameters', 'relax_network',
-           'trained_network']
+__all__ = ['KINDS', 'SHAPES', 'conv_float64', 'fold_batch_norm',
+           'fold_network', 'network_float64', 'network_layers',
+           'network_parameters', 'relax_network', 'trained_network']
 
 
 # chapters/folding.ipynb, cell fn-trained-network
 def trained_network(digits: Digits, seed: int = 0, epochs: int = 1,
                     images: int | None = None
-                    ) -> tuple[dict[str, nd.NDArray], fs.MovingStatistics]:
+                    ) -> tuple[dict[str, Any], Any]:
     """Train the digit network of (from_scratch), then settle its statistics.
 
     Parameters
@@ -51,14 +46,16 @@ def trained_network(digits: Digits, seed: int = 0, epochs: int = 1,
     TypeError, ValueError
         If `epochs` is no whole number from 1, or `images` from 2.
     """
+    from d2ltvm import from_scratch as fs
+    from d2ltvm.mxnet_today import nd
+
     if images is None:
         images = (1536 if os.environ.get('D2LTVM_SHORT')
                   else len(digits.train_images))
     check_count('epochs', epochs)
     check_count('images', images, 2)
 
-    def norm(H: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
-             scope_name: str) -> nd.NDArray:
+    def norm(H: Any, gamma: Any, beta: Any, scope_name: str) -> Any:
         """MXNet's layer; nobody needs the statistics that it moves."""
         unused = nd.zeros(gamma.shape), nd.ones(gamma.shape)
         return nd.BatchNorm(H, gamma, beta, *unused, eps=1e-5,
@@ -76,8 +73,8 @@ def trained_network(digits: Digits, seed: int = 0, epochs: int = 1,
 
 
 # chapters/folding.ipynb, cell fn-network-parameters
-def network_parameters(params: dict[str, nd.NDArray],
-                       moving: fs.MovingStatistics) -> dict[str, np.ndarray]:
+def network_parameters(params: dict[str, Any],
+                       moving: Any) -> dict[str, np.ndarray]:
     """Everything that the digit network knows, as NumPy arrays.
 
     Parameters
@@ -151,7 +148,7 @@ def network_layers(parameters: dict[str, np.ndarray]
 # chapters/folding.ipynb, cell fn-relax-network
 def relax_network(network: dict[str, np.ndarray]
                   | Sequence[tuple[np.ndarray, np.ndarray | None]],
-                  batch: int, eps: float = 1e-5) -> IRModule:
+                  batch: int, eps: float = 1e-5) -> Any:
     """The digit network as a program of Relax, with its weights inside.
 
     Parameters
@@ -179,6 +176,9 @@ def relax_network(network: dict[str, np.ndarray]
     TypeError
         If an array is not float32, `batch` no whole number or `eps` none.
     """
+    with needed_for('relax_network'):
+        from tvm import relax
+
     check_count('batch', batch)
     check_number('eps', eps)
     layers, norms = (network_layers(network) if isinstance(network, dict)
@@ -345,8 +345,8 @@ def fold_batch_norm(W: np.ndarray, b: np.ndarray | None, gamma: np.ndarray,
 
 
 # chapters/folding.ipynb, cell fn-fold-network
-def fold_network(params: dict[str, nd.NDArray], moving: fs.MovingStatistics,
-                 eps: float = 1e-5) -> list[tuple[np.ndarray, np.ndarray]]:
+def fold_network(params: dict[str, Any], moving: Any, eps: float = 1e-5
+                 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """The digit network without batch normalization, for inference.
 
     Parameters
@@ -375,3 +375,49 @@ def fold_network(params: dict[str, nd.NDArray], moving: fs.MovingStatistics,
               in zip(layers, norms, strict=False)]
     W, b = layers[3]
     return [*folded, (W, np.zeros(len(W), W.dtype) if b is None else b)]
+
+
+# chapters/folding.ipynb, cell fn-network-float64
+def conv_float64(X: np.ndarray, W: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Convolution, rectifier and average pooling, in float64.
+
+    Parameters
+    ----------
+    X : ndarray, shape (N, C, H, W)
+    W : ndarray, shape (O, C, k, k)
+    b : ndarray, shape (O,)
+
+    Returns
+    -------
+    ndarray, shape (N, O, (H - k + 1) // 2, (W - k + 1) // 2), float64
+    """
+    k = W.shape[-1]
+    h, w = (2 * ((side - k + 1) // 2) for side in X.shape[2:])
+    windows = np.lib.stride_tricks.sliding_window_view(
+        X.astype('float64'), (1, 1, k, k))[:, :, :h, :w, 0, 0]
+    Y = np.tensordot(windows, W.astype('float64'), ((1, 4, 5), (1, 2, 3)))
+    Y = np.maximum(Y + b, 0).reshape(len(X), h // 2, 2, w // 2, 2, len(W))
+    return Y.mean((2, 4)).transpose(0, 3, 1, 2)
+
+
+# chapters/folding.ipynb, cell fn-network-float64
+def network_float64(layers: Sequence[tuple[np.ndarray, np.ndarray]],
+                    images: np.ndarray) -> np.ndarray:
+    """Logits of the folded network in float64, by NumPy alone.
+
+    Parameters
+    ----------
+    layers : sequence of four (W, b)
+        Two convolutions and two dense layers, as from `fold_network`.
+    images : ndarray, shape (N, 1, 28, 28)
+
+    Returns
+    -------
+    ndarray, shape (N, classes), float64
+    """
+    X = images
+    for W, b in layers[:2]:
+        X = conv_float64(X, W, b)
+    (W3, b3), (W4, b4) = layers[2:]
+    H = np.maximum(X.reshape(len(X), -1) @ W3.T.astype('float64') + b3, 0)
+    return H @ W4.T.astype('float64') + b4

@@ -399,9 +399,9 @@ def test_statistics_are_settled(digits):
 
 def test_short_mode_takes_few_images(monkeypatch):
     seen = []
-    monkeypatch.setattr(folding.fs, 'train_step',
+    monkeypatch.setattr(fs, 'train_step',
                         lambda X, *_, **__: seen.append(len(X)))
-    monkeypatch.setattr(folding.fs, 'settle', lambda *_: None)
+    monkeypatch.setattr(fs, 'settle', lambda *_: None)
     digits = Digits(np.zeros((2000, 28, 28), 'uint8'),
                     np.zeros(2000, 'uint8'), None, None, '')
     for short, images in (('1', 1536), ('', 2000)):
@@ -413,9 +413,9 @@ def test_short_mode_takes_few_images(monkeypatch):
 
 def test_seed_orders_the_images(monkeypatch):
     seen = []
-    monkeypatch.setattr(folding.fs, 'train_step',
+    monkeypatch.setattr(fs, 'train_step',
                         lambda X, y, *_, **__: seen.extend(y.asnumpy()))
-    monkeypatch.setattr(folding.fs, 'settle', lambda *_: None)
+    monkeypatch.setattr(fs, 'settle', lambda *_: None)
     digits = Digits(np.zeros((100, 28, 28), 'uint8'),
                     np.arange(100, dtype='uint8'), None, None, '')
     for seed in (0, 1):

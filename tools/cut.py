@@ -245,7 +245,8 @@ def package(root):
             table += f'    {name!r}: {module!r},\n'
     needs = config.get('project', {}).get('optional-dependencies', {})
     extras = {re.split('[^A-Za-z0-9_-]', package)[0]: extra
-              for extra in reversed(EXTRAS) for package in needs.get(extra, ())}
+              for extra in reversed(EXTRAS)
+              for package in needs.get(extra, ())}
     width = max(map(len, modules), default=0)
     texts = {name: text for name, (text, _, _) in modules.items()}
     texts['__init__'] = INIT % {
