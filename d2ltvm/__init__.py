@@ -15,6 +15,7 @@ import. Each holds what one notebook saves:
     gluon_module       Batch normalization as a layer of Gluon
     gpu_schedule       A schedule for the GPU
     interactive        Interactive figures: pictures that answer
+    launcher           A launcher: several processes, one run
     mnist              The digits: MNIST
     moving_statistics  Running statistics: conventions and conversion
     mxnet_today        MXNet on today's Python and NumPy
@@ -34,9 +35,10 @@ from collections.abc import Iterator
 
 _MODULES = ['checks', 'cpu_schedule', 'deployment', 'distributed',
             'fast_operations', 'folding', 'from_scratch', 'gluon_module',
-            'gpu_schedule', 'interactive', 'mnist', 'moving_statistics',
-            'mxnet_today', 'network_schedule', 'own_gradient', 'practice',
-            'theory', 'training_operator', 'tvm_inference', 'why']
+            'gpu_schedule', 'interactive', 'launcher', 'mnist',
+            'moving_statistics', 'mxnet_today', 'network_schedule',
+            'own_gradient', 'practice', 'theory', 'training_operator',
+            'tvm_inference', 'why']
 _MODULE_OF = {  # names that are found in `d2ltvm` itself
     'batch_norm': 'tvm_inference',
     'batch_norm_float64': 'tvm_inference',
@@ -47,6 +49,7 @@ _MODULE_OF = {  # names that are found in `d2ltvm` itself
     'run_bn': 'tvm_inference',
     'PARALLEL_FROM': 'cpu_schedule',
     'STREAM_FROM': 'cpu_schedule',
+    'aligned_empty': 'cpu_schedule',
     'bench_bn_mxnet': 'cpu_schedule',
     'bench_bn_tvm': 'cpu_schedule',
     'bench_workload': 'cpu_schedule',
@@ -57,6 +60,8 @@ _MODULE_OF = {  # names that are found in `d2ltvm` itself
     'inference_kernel': 'cpu_schedule',
     'inference_schedule': 'cpu_schedule',
     'parallel_copy': 'cpu_schedule',
+    'peak_rate': 'cpu_schedule',
+    'relu': 'cpu_schedule',
     'vector_lanes': 'cpu_schedule',
 }
 _EXTRA_OF = {  # the extra of `pyproject.toml` that brings a package

@@ -8,6 +8,7 @@ import timeit
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from d2ltvm import needed_for
 from d2ltvm.checks import check_choice, check_count, check_number
@@ -16,14 +17,15 @@ from d2ltvm.tvm_inference import batch_norm_mxnet, get_bn_data, \
 
 with needed_for('d2ltvm.cpu_schedule'):
     import tvm
-    from tvm import s_tir
+    from tvm import s_tir, te, tirx
     from tvm.script import tirx as T
     from tvm.target import Target, codegen
 
-__all__ = ['PARALLEL_FROM', 'STREAM_FROM', 'bench_bn_mxnet', 'bench_bn_tvm',
-           'bench_workload', 'bn_timer_mxnet', 'check_build', 'cpu_target',
-           'host_target', 'inference_kernel', 'inference_schedule',
-           'parallel_copy', 'vector_lanes']
+__all__ = ['PARALLEL_FROM', 'STREAM_FROM', 'aligned_empty', 'bench_bn_mxnet',
+           'bench_bn_tvm', 'bench_workload', 'bn_timer_mxnet', 'check_build',
+           'cpu_target', 'host_target', 'inference_kernel',
+           'inference_schedule', 'parallel_copy', 'peak_rate', 'relu',
+           'vector_lanes']
 
 
 # chapters/cpu_schedule.ipynb, cell fn-parallel-copy
@@ -62,6 +64,41 @@ def parallel_copy(count: int, parts: int | None = None) -> Callable[..., None]:
                 T.address_of(X[i * step]),
                 T.int64(4) * T.Cast('int64', T.min(step, count - i * step))))
     return tvm.compile(main, target='llvm')['main']
+
+
+# chapters/cpu_schedule.ipynb, cell fn-aligned-empty
+def aligned_empty(shape: int | tuple[int, ...],
+                  dtype: npt.DTypeLike = 'float32') -> np.ndarray:
+    """Allocate an array that starts at a multiple of 64 bytes.
+
+    Parameters
+    ----------
+    shape : int or tuple of int
+        None of them negative.
+    dtype : dtype
+        Of numbers.
+
+    Returns
+    -------
+    ndarray
+        Contiguous, not initialised. TVM and the other engines of this
+        book can share its memory.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `shape` or `dtype` is something else.
+    """
+    lengths = shape if isinstance(shape, tuple | list) else (shape,)
+    for length in lengths:
+        check_count('shape', length, 0)
+    made = np.dtype(dtype)
+    if made.hasobject or not made.itemsize:
+        raise TypeError(f'dtype: expected one of numbers, got {made}')
+    size = math.prod(map(int, lengths)) * made.itemsize
+    memory = np.empty(size + 64, 'uint8')
+    start = -memory.ctypes.data % 64
+    return memory[start:start + size].view(made).reshape(lengths)
 
 
 # chapters/cpu_schedule.ipynb, cell fn-host-target
@@ -392,6 +429,34 @@ def inference_kernel(shape: tuple[int, ...],
     return tvm.compile(program, target=target)['main']
 
 
+# chapters/cpu_schedule.ipynb, cell fn-relu
+def relu(x: tvm.ir.Expr | te.TensorSlice) -> tvm.ir.Expr:
+    """Describe the rectifier: 0 where `x` is negative, otherwise `x`.
+
+    Parameters
+    ----------
+    x : tvm.ir.Expr or tvm.te.TensorSlice
+        Of a float dtype, in tensor expressions or in TVMScript.
+
+    Returns
+    -------
+    tvm.ir.Expr
+        Of the same dtype. NaN stays NaN and -0 stays -0 on every target;
+        `max` drops NaN on GPUs.
+
+    Raises
+    ------
+    TypeError
+        If `x` is something else.
+    """
+    dtype = str(x.dtype if isinstance(x, te.TensorSlice) else
+                x.ty if isinstance(x, tvm.ir.Expr) else '')
+    if 'float' not in dtype:
+        raise TypeError(f'x: expected an expression of floats, got {x!r}')
+    zero = tirx.const(0, dtype)
+    return tirx.Select(x < zero, zero, x)
+
+
 # chapters/cpu_schedule.ipynb, cell fn-bench
 def bench_workload(workload: Callable[[int], float]) -> float:
     """Average time of one run, measured over about a second.
@@ -538,3 +603,63 @@ def bench_bn_mxnet(sizes: Sequence[tuple[int, int]],
     """
     return np.array([bench_workload(bn_timer_mxnet(c, n, ctx))
                      for c, n in _check_sizes(sizes)])
+
+
+# chapters/cpu_schedule.ipynb, cell fn-peak-rate
+def peak_rate(threads: int = 1,
+              target: Target | dict | str | None = None) -> float:
+    """Measure how many multiply-adds in float32 the processor can do.
+
+    Each thread keeps 12 vectors in registers and turns every x into
+    x / 2 + 1, over and over: memory is not touched.
+
+    Parameters
+    ----------
+    threads : int
+        How many work at the same time; 1 for the rate of one core.
+    target : tvm.target.Target, dict or str, optional
+        Of kind llvm, for this machine; `host_target()` by default.
+
+    Returns
+    -------
+    float
+        Multiply-adds per second of all threads together, each of them
+        two operations: the best of 30 runs, since other programs can
+        only slow it down.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `threads` is no positive integer or more than TVM has, or
+        `cpu_target` refuses the target.
+    """
+    check_count('threads', threads)
+    if threads > 1 and threads > (most := tvm.runtime.num_threads()):
+        raise ValueError(f'threads: expected {most} or less, as TVM has, '
+                         f'got {threads}')
+    made = cpu_target(target, here=True)
+    lanes, held, rounds = vector_lanes(made), 12, 2 ** 15
+    threads, width = int(threads), held * lanes
+    loop = T.parallel if threads > 1 else T.serial  # one needs no pool
+
+    @T.prim_func(s_tir=True)
+    def main(X: T.Buffer((threads, width), 'float32')):
+        for t in loop(threads):
+            with T.sblock('peak'):
+                row = T.axis.spatial(threads, t)
+                a = T.sblock_alloc_buffer((width,), scope='local')
+                for i in T.vectorized(width):
+                    a[i] = X[row, i]
+                for _ in range(rounds):
+                    for i in T.unroll(held):
+                        for v in T.vectorized(lanes):
+                            a[i * lanes + v] = a[i * lanes + v] * T.float32(
+                                0.5) + T.float32(1)
+                for i in T.vectorized(width):
+                    X[row, i] = a[i]
+    kernel = tvm.compile(main, target=made)['main']
+    X = tvm.runtime.tensor(np.zeros((threads, width), 'float32'))
+    seconds = min(timeit.repeat(lambda: kernel(X), number=1, repeat=30))
+    if not (X.numpy() == 2).all():  # the limit of x / 2 + 1
+        raise RuntimeError('the kernel has computed something else')
+    return rounds * threads * width / seconds

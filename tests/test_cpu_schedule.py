@@ -1,6 +1,8 @@
 """The scheduled operator: shapes, addresses, targets, wrong arguments."""
 import inspect
 import math
+import re
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +13,7 @@ import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import te
+from tvm.script import tirx as T
 from tvm.target import Target, codegen
 
 from d2ltvm import cpu_schedule as module
@@ -507,3 +510,142 @@ def test_no_gpu():
 def test_missing_mxnet_is_named(without_mxnet):
     with pytest.raises(ImportError, match=r'bn_timer_mxnet needs .*mxnet'):
         module.bn_timer_mxnet(2, 2, 'cpu')
+
+
+# Memory, peak rate, rectifier
+
+@given(shape=st.lists(st.integers(0, 9), max_size=4).map(tuple),
+       dtype=st.sampled_from(['float32', 'float64', 'float16', 'int8', bool]))
+def test_property_aligned_empty(shape, dtype):
+    array = module.aligned_empty(shape, dtype)
+    array[...] = 1
+    assert array.shape == shape and array.dtype == dtype
+    assert array.flags.c_contiguous and array.flags.writeable
+    assert array.ctypes.data % 64 == 0 or not array.size
+    if array.size and dtype is not bool:
+        tvm.runtime.from_dlpack(array)  # which checks the address
+
+
+def test_aligned_empty_of_one_length():
+    assert module.aligned_empty(np.int64(3)).shape == (3,)
+
+
+@pytest.mark.parametrize('shape, error', [
+    (-1, ValueError), ((2, -1), ValueError), (2.0, TypeError),
+    ((2, 2.0), TypeError), (None, TypeError), ('23', TypeError),
+    (True, TypeError)])
+def test_aligned_empty_of_a_bad_shape(shape, error):
+    with pytest.raises(error, match=r'^shape: expected'):
+        module.aligned_empty(shape)
+
+
+@pytest.mark.parametrize('dtype', [object, 'O', [('a', object)], 'V0'])
+def test_aligned_empty_of_a_bad_dtype(dtype):
+    with pytest.raises(TypeError, match=r'^dtype: expected'):
+        module.aligned_empty(2, dtype)
+
+
+def test_peak_rate():
+    wide, narrow = module.peak_rate(), module.peak_rate(1, BASELINE)
+    assert 0 < narrow < 1e12 and 0 < wide < 1e12
+    assert module.peak_rate(np.int64(1)) > 0
+
+
+def test_peak_rate_of_all_threads():
+    """In a process of its own, whose threads are two."""
+    code = '''
+import os
+os.environ['TVM_NUM_THREADS'] = '2'
+from d2ltvm.cpu_schedule import peak_rate
+assert peak_rate(2) > 0
+try:
+    peak_rate(3)
+except ValueError as error:
+    print(error)
+'''
+    result = subprocess.run([sys.executable, '-c', code], text=True,
+                            capture_output=True)
+    assert (result.returncode, result.stdout) == (
+        0, 'threads: expected 2 or less, as TVM has, got 3\n')
+
+
+@pytest.mark.parametrize('threads, error', [
+    (0, ValueError), (-1, ValueError), (1.0, TypeError), (True, TypeError),
+    (10 ** 9, ValueError)])
+def test_peak_rate_of_bad_threads(threads, error):
+    with pytest.raises(error, match=r'^threads: expected'):
+        module.peak_rate(threads)
+
+
+def test_peak_rate_of_a_bad_target():
+    with pytest.raises(ValueError, match=r'^target: expected kind llvm'):
+        module.peak_rate(1, 'c')
+
+
+SPECIAL = [-math.inf, -1, -1e-45, -0.0, 0, 1e-45, 2, math.inf, math.nan,
+           -math.nan]
+
+
+def rectified(dtype='float32', lanes=None):
+    """A program that applies `relu`, in vectors if wanted."""
+    x = te.placeholder((80,), name='x', dtype=dtype)
+    sch = tvm.s_tir.Schedule(te.create_prim_func(
+        [x, te.compute((80,), lambda i: module.relu(x[i]), name='y')]))
+    if lanes:
+        loop, = sch.get_loops(sch.get_sblock('y'))
+        sch.vectorize(sch.split(loop, [None, lanes])[1])
+    return sch.mod
+
+
+def check_rectified(main, dtype='float32'):
+    X = module.aligned_empty(80, dtype)
+    with np.errstate(under='ignore'):
+        X[:] = 8 * SPECIAL
+    Y = module.aligned_empty(80, dtype)
+    main(X, Y)
+    np.testing.assert_array_equal(Y, np.where(X < 0, 0, X))
+    np.testing.assert_array_equal(np.isnan(Y), np.isnan(X))
+    assert np.isnan(X).sum() == 16
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'float32', 'float64'])
+@pytest.mark.parametrize('lanes', [None, 4, 16])
+@pytest.mark.parametrize('target', [BASELINE, None])
+def test_relu_on_llvm(dtype, lanes, target):
+    check_rectified(tvm.compile(
+        rectified(dtype, lanes),
+        target=target or module.host_target())['main'], dtype)
+
+
+@pytest.mark.skipif(not shutil.which('cc'), reason='needs a C compiler')
+def test_relu_in_c(tmp_path):
+    made = tvm.compile(rectified(), target='c')
+    assert 'max(' not in made.mod.inspect_source()
+    made.export_library(str(tmp_path / 'relu.so'))
+    check_rectified(tvm.runtime.load_module(str(tmp_path / 'relu.so'))['main'])
+
+
+@pytest.mark.parametrize('kind', ['cuda', 'opencl', 'metal', 'webgpu'])
+def test_relu_compares_on_gpus(kind):
+    """What TVM writes for them holds no maximum, which would drop NaN."""
+    sch = tvm.s_tir.Schedule(rectified())
+    sch.bind(*sch.get_loops(sch.get_sblock('y')), 'threadIdx.x')
+    arch = {'arch': 'sm_90'} if kind == 'cuda' else {}
+    made = tvm.compile(sch.mod, target=Target(
+        {'kind': kind, **arch}, host={'kind': 'llvm'}))
+    text = made.mod.imports[0].inspect_source()
+    assert ' < 0' in text and not re.search(r'\bf?max\(', text)
+
+
+def test_relu_in_tvmscript():
+    @T.prim_func(s_tir=True)
+    def main(x: T.Buffer((80,), 'float32'), y: T.Buffer((80,), 'float32')):
+        for i in range(80):
+            y[i] = module.relu(x[i])
+    check_rectified(tvm.compile(main, target=BASELINE)['main'])
+
+
+@pytest.mark.parametrize('x', [1.0, None, te.var('i'), np.ones(2), 'float'])
+def test_relu_of_something_else(x):
+    with pytest.raises(TypeError, match=r'^x: expected an expression'):
+        module.relu(x)
