@@ -1,16 +1,36 @@
 """The arrays of each suite, from a seed, and what must come out in float64."""
+import contextlib
+import mmap
+
 import numpy as np
 
 EPS, MOMENTUM = 1e-5, 0.9  # MOMENTUM: share of the old moving statistics
 LAYERS = (20, 1, 3, 3), (50, 20, 5, 5), (128, 800), (10, 128)  # of W
+NORM = 'gamma', 'beta', 'mean', 'var'
+HUGE = 2 ** 21  # bytes of a large page
+
+
+def memory(count):
+    """So many bytes, from a boundary of 64 bytes; large ones in huge pages.
+
+    The system is asked for huge pages. Where it has none, or knows no such
+    thing, these are ordinary ones.
+    """
+    edge = HUGE if count >= HUGE else 64
+    if edge == HUGE:
+        block = mmap.mmap(-1, count + edge)
+        with contextlib.suppress(AttributeError, OSError):
+            block.madvise(mmap.MADV_HUGEPAGE)
+        block = np.frombuffer(block, 'uint8')
+    else:
+        block = np.empty(count + edge, 'uint8')
+    start = -block.ctypes.data % edge
+    return block[start:start + count]
 
 
 def aligned(array):
-    """A copy that starts on a boundary of 64 bytes, as every engine likes."""
-    memory = np.empty(array.nbytes + 64, 'uint8')
-    start = -memory.ctypes.data % 64
-    copy = memory[start:start + array.nbytes].view(array.dtype)
-    copy = copy.reshape(array.shape)
+    """A copy in such memory, as every engine likes it."""
+    copy = memory(array.nbytes).view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
 
@@ -65,31 +85,66 @@ def training_exact(X, dY, gamma, beta):
 
 
 def network(shape, seed=0):
-    """Arguments of `Engine.network`: images, and layers that are folded."""
+    """Arguments of `Engine.network`: images, layers and normalizations.
+
+    The first three layers are followed by a normalization each.
+    """
     rng = np.random.default_rng(seed)
     arrays = {'X': rng.random(shape, 'float32')}
     for i, size in enumerate(LAYERS, start=1):
         scale = np.sqrt(2 / np.prod(size[1:]))
-        arrays[f'W{i}'] = rng.normal(0, scale, size).astype('float32')
-        arrays[f'b{i}'] = rng.normal(0, 0.3, size[0]).astype('float32')
+        made = {'W': rng.normal(0, scale, size),
+                'b': rng.normal(0, 0.3, size[0])}
+        if i < len(LAYERS):
+            made |= {'gamma': rng.uniform(0.5, 1.5, size[0]),
+                     'beta': rng.normal(0, 0.3, size[0]),
+                     'mean': rng.normal(0, 0.3, size[0]),
+                     'var': rng.uniform(0.5, 2, size[0])}
+        arrays |= {f'{name}{i}': array.astype('float32')
+                   for name, array in made.items()}
     return {name: aligned(array) for name, array in arrays.items()}
+
+
+def folded(arrays, dtype='float32'):
+    """The layers as pairs (W, b) that do the work of the normalizations."""
+    layers = []
+    for i in range(1, len(LAYERS) + 1):
+        own = {name: arrays[f'{name}{i}'].astype('float64')
+               for name in ('W', 'b', *NORM) if f'{name}{i}' in arrays}
+        W, b = own['W'], own['b']
+        if 'gamma' in own:
+            scale = own['gamma'] / np.sqrt(own['var'] + EPS)
+            W = W * scale.reshape(-1, *(1,) * (W.ndim - 1))
+            b = (b - own['mean']) * scale + own['beta']
+        layers.append((aligned(W.astype(dtype)), aligned(b.astype(dtype))))
+    return layers
 
 
 def network_exact(X, **arrays):
     """Logits of the digit network, in float64."""
-    X, arrays = X.astype('float64'), {
-        name: array.astype('float64') for name, array in arrays.items()}
-    for i in (1, 2):
-        W = arrays[f'W{i}']
+    X, layers = X.astype('float64'), folded(arrays, 'float64')
+    for W, b in layers[:2]:
         windows = np.lib.stride_tricks.sliding_window_view(
             X, W.shape[2:], (2, 3))
         X = np.tensordot(windows, W, [(1, 4, 5), (1, 2, 3)])
-        X = np.maximum(X + arrays[f'b{i}'], 0).transpose(0, 3, 1, 2)
+        X = np.maximum(X + b, 0).transpose(0, 3, 1, 2)
         h, w = (side // 2 for side in X.shape[2:])  # a last odd one is lost
         X = X[:, :, :2 * h, :2 * w].reshape(
             *X.shape[:2], h, 2, w, 2).mean((3, 5))
-    H = X.reshape(len(X), -1) @ arrays['W3'].T + arrays['b3']
-    return {'Y': np.maximum(H, 0) @ arrays['W4'].T + arrays['b4']}
+    (W3, b3), (W4, b4) = layers[2:]
+    H = np.maximum(X.reshape(len(X), -1) @ W3.T + b3, 0)
+    return {'Y': H @ W4.T + b4}
+
+
+def copy(shape, seed=0):
+    """Arguments of `Engine.copy`."""
+    rng = np.random.default_rng(seed)
+    return {'X': aligned(rng.standard_normal(shape, 'float32'))}
+
+
+def copy_exact(X):
+    """The same."""
+    return {'X': X}
 
 
 def error(results, exact):
@@ -107,4 +162,5 @@ def error(results, exact):
 
 SUITES = {'inference': (inference, inference_exact),
           'training': (training, training_exact),
-          'network': (network, network_exact)}
+          'network': (network, network_exact),
+          'copy': (copy, copy_exact)}

@@ -7,14 +7,16 @@ that fails. A method is a suite: it takes the arrays of `data.py` and returns
 
 `run()` does the work and waits for it; `read()` returns the results of the
 last run as arrays, by their names in `data.py`. An engine may have several
-forms of one part; the faster one counts. Outputs are allocated beforehand
-where the engine can write into given memory.
+forms of one part; the fastest one counts. In place of a pair may stand words
+that say why there is no such form here. Outputs are allocated beforehand where
+the engine can write into given memory. Each engine runs twice, with one thread
+and with all of them.
 """
 import sys
 
 import numpy as np
 
-from data import EPS, MOMENTUM, aligned
+from data import EPS, LAYERS, MOMENTUM, NORM, aligned, folded, memory
 
 
 class Engine:
@@ -26,6 +28,7 @@ class Engine:
     packages = ()  # whose versions are stated
     environ = {}  # variables it needs  # noqa: RUF012
     threads = None  # how many it says it uses
+    single = False  # True: it has no threads to share the work
 
     def inference(self, X, mean, var, gamma, beta):
         raise NotImplementedError('has no such operator')
@@ -33,8 +36,20 @@ class Engine:
     def training(self, X, dY, gamma, beta):
         raise NotImplementedError('has no operator for training')
 
-    def network(self, X, **layers):
+    def network(self, X, **arrays):
+        """The network, folded beforehand, and as it was trained."""
+        made = {'call': self.graph(X, folded(arrays), [])}
+        if is_cropped(X):
+            made['unfolded'] = self.graph(X, *unfolded(arrays))
+        return made
+
+    def graph(self, X, layers, norms):
+        """Forms of the network: layers (W, b), and (gamma, beta, mean, var)
+        of the normalization after each of the first ones, or none."""
         raise NotImplementedError('was not given the network')
+
+    def copy(self, X):
+        raise NotImplementedError('was not asked for a copy')
 
 
 def blank(array):
@@ -42,16 +57,46 @@ def blank(array):
     return aligned(np.full_like(array, np.nan))
 
 
-def four(layers):
-    """The layers of the network as pairs (W, b)."""
-    return [(layers[f'W{i}'], layers[f'b{i}']) for i in range(1, 5)]
+def tried(make):
+    """What `make` returns, or why it cannot: a compiler may be missing."""
+    try:
+        return make()
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return f'failed: {lines[0]}'
+
+
+def unfolded(arrays):
+    """Layers (W, b) of the network, and its normalizations."""
+    layers = [(arrays[f'W{i}'], arrays[f'b{i}'])
+              for i in range(1, len(LAYERS) + 1)]
+    norms = [tuple(arrays[f'{name}{i}'] for name in NORM)
+             for i in range(1, len(LAYERS))]
+    return layers, norms
+
+
+FULL, CROPPED = 28, 26  # pixels of a side: all, and those that are not lost
+
+
+def is_cropped(X):
+    """Without the pixels that pooling drops: no logit depends on them."""
+    return X.shape[2] == CROPPED
 
 
 AVX2 = 'AVX2 build'  # a part of the network suite; peers are as they are
+COPY = 'copy'  # a form of ours that stands in the tables by itself
+
+
+COPY_MOST = 2 ** 26  # bytes of the largest copy; a power of two, so that
+# the huge pages of every process are equally full
 
 
 class TVM(Engine):
-    """The operators of this book."""
+    """The operators of this book, and the yardstick: a copy.
+
+    The copy moves as many bytes as the operator must read and write, with all
+    its threads. It runs in the same process, in the same rounds.
+    """
 
     name = 'TVM'
     packages = ('apache-tvm',)
@@ -60,17 +105,35 @@ class TVM(Engine):
         import tvm
         self.tensor = tvm.runtime.from_dlpack  # shares NumPy's memory
         self.threads = tvm.runtime.num_threads()
+        self.buffers = []
+
+    def copied(self, X, count):
+        """A copy of so many elements, in the same memory as any other one."""
+        from d2ltvm.cpu_schedule import parallel_copy
+        if not self.buffers:
+            self.buffers = [memory(COPY_MOST).view('float32')
+                            for _ in range(2)]
+        source, target = (buffer[:count] for buffer in self.buffers)
+        source[:], target[:] = np.resize(X, count), np.nan
+        copy = parallel_copy(count)
+        args = self.tensor(source), self.tensor(target)
+        return lambda: copy(*args), lambda: {
+            'X': target[:X.size].reshape(X.shape)}
+
+    def copy(self, X):
+        return {'call': {COPY: self.copied(X, X.size)}}
 
     def inference(self, X, mean, var, gamma, beta):
         from d2ltvm.cpu_schedule import inference_kernel
         kernel, Y = inference_kernel(X.shape), blank(X)
         args = [self.tensor(a) for a in (X, *(
             a.reshape(-1, 1, 1) for a in (mean, var, gamma, beta)), Y)]
-        return {'call': {'': (lambda: kernel(*args), lambda: {'Y': Y})}}
+        return {'call': {'': (lambda: kernel(*args), lambda: {'Y': Y}),
+                         COPY: self.copied(X, X.size)}}
 
     def training(self, X, dY, gamma, beta):
         from d2ltvm.training_operator import compile_kernels
-        kernels = compile_kernels(False, parallel=True)
+        kernels = compile_kernels(False, parallel=self.threads > 1)
         saved = aligned(np.zeros((5, len(gamma)), 'float32'))
         made = {name: blank(gamma) for name in (
             'dgamma', 'dbeta', 'moving_mean', 'moving_var')}
@@ -87,36 +150,59 @@ class TVM(Engine):
             kernels.forward(*fixed)
             kernels.backward(*given)
 
-        return parts(lambda: kernels.forward(*fixed),
-                     lambda: kernels.backward(*given), both, lambda: made)
+        all_parts = parts(lambda: kernels.forward(*fixed),
+                          lambda: kernels.backward(*given), both,
+                          lambda: made)
+        # the arrays that are read and written, halved: X, Y; X, dY, dX; all
+        for (part, forms), arrays in zip(all_parts.items(), (2, 3, 5),
+                                         strict=True):
+            all_parts[part] = forms | {COPY: self.copied(
+                X, X.size * arrays // 2)}
+        return all_parts
 
+    def network(self, X, **arrays):
+        """It folds both networks; the second one as part of its making.
 
-    def network(self, X, **layers):
+        Ours takes images of 28 x 28, of which it reads 26 x 26. So smaller
+        images lie in a frame, and NaN around them shows if any is read.
+        """
         import tvm
         from d2ltvm import network_schedule as schedule
-        kept, X_shared = {}, self.tensor(X)
+        from d2ltvm.folding import fold_batch_norm
+        kept, cropped, framed = {}, is_cropped(X), np.full(
+            (*X.shape[:2], FULL, FULL), np.nan, 'float32')
+        framed[:, :, :X.shape[2], :X.shape[3]] = X
+        X = aligned(framed)
+        X_shared = self.tensor(X)
 
-        def forms(target):
-            module = schedule.network_module(four(layers), len(X), target)
+        def forms(target, layers):
+            module = schedule.network_module(layers, len(X), target)
             main = tvm.relax.VirtualMachine(
                 tvm.compile(module, target), tvm.cpu())['main']
-            call = schedule.compile_network(four(layers), len(X), target)
+            call = schedule.compile_network(layers, len(X), target)
 
             def tensors():
                 kept['Y'] = main(X_shared)
 
-            def arrays():
+            def numpy_arrays():
                 kept['Y'] = call(X)
 
-            return {'NumPy arrays': (arrays, lambda: {'Y': kept['Y']}),
+            return {'NumPy arrays': (numpy_arrays, lambda: {'Y': kept['Y']}),
                     'Relax module': (tensors, lambda: {
                         'Y': kept['Y'].numpy()})}
 
-        host = schedule.cpu_target()
-        made = {'call': forms(host)}
-        if 'avx2' in tvm.target.codegen.llvm_get_cpu_features(host):
-            made[AVX2] = forms(schedule.cpu_target(
-                {'kind': 'llvm', 'mcpu': 'x86-64-v3'}))
+        host, layers = schedule.cpu_target(), folded(arrays)
+        made = {'call': forms(host, layers)}
+        if cropped:
+            layers, norms = unfolded(arrays)
+            made['unfolded'] = forms(host, [
+                fold_batch_norm(*layer, *norm, EPS,
+                                'conv' if layer[0].ndim == 4 else 'dense')
+                for layer, norm in zip(layers, norms, strict=False)
+                ] + layers[3:])
+            if 'avx2' in tvm.target.codegen.llvm_get_cpu_features(host):
+                made[AVX2] = forms(schedule.cpu_target(
+                    {'kind': 'llvm', 'mcpu': 'x86-64-v3'}), folded(arrays))
         return made
 
 
@@ -135,42 +221,12 @@ def parts(forward, backward, both, read):
                 ('Y', *last)))}}
 
 
-class Copy(Engine):
-    """The limit: all threads copy as many bytes as the operator must move."""
-
-    name = 'copy'
-    packages = ('apache-tvm',)
-
-    def __init__(self):
-        import tvm
-        self.tensor = tvm.runtime.from_dlpack
-        self.threads = tvm.runtime.num_threads()
-
-    def form(self, X, arrays):
-        """A copy of half the bytes of so many arrays like X."""
-        from d2ltvm.cpu_schedule import parallel_copy
-        count = X.size * arrays // 2
-        arrays = [aligned(np.resize(X, count))]
-        arrays.append(blank(arrays[0]))
-        copy, args = parallel_copy(count), [*map(self.tensor, arrays)]
-        return {'': (lambda: copy(*args), lambda: {
-            'X': arrays[1][:X.size].reshape(X.shape)})}
-
-    def inference(self, X, mean, var, gamma, beta):
-        return {'call': self.form(X, 2)}  # read X, write Y
-
-    def training(self, X, dY, gamma, beta):
-        return {'forward': self.form(X, 2),
-                'backward': self.form(X, 3),  # read X and dY, write dX
-                'forward + backward': self.form(X, 5)}
-
-
 class NumPy(Engine):
     """One thread: NumPy's arithmetic knows no more."""
 
     name = 'NumPy'
     packages = ('numpy',)
-    threads = 1
+    threads, single = 1, True
 
     def inference(self, X, mean, var, gamma, beta):
         mean, var, gamma, beta = (a.reshape(-1, 1, 1)
@@ -295,31 +351,50 @@ class MXNet(Engine):
                 name: array.grad.asnumpy() for name, array in names.items()}})
 
 
-    def network(self, X, **layers):
-        """A Gluon network, hybridized."""
+    def graph(self, X, layers, norms):
+        """Gluon: hybridized, and rewritten by its oneDNN backend."""
         mx, nn = self.mx, self.mx.gluon.nn
-        net, kept = nn.HybridSequential(), {}
-        for i, (W, b) in enumerate(four(layers)):
-            relu = 'relu' if i < 3 else None
-            if W.ndim == 4:
-                layer = nn.Conv2D(len(W), W.shape[2:], activation=relu,
-                                  in_channels=W.shape[1])
-                net.add(layer, nn.AvgPool2D())
-            else:
-                layer = nn.Dense(len(W), activation=relu,
-                                 in_units=W.shape[1])
-                net.add(layer)
+        X, static = mx.nd.array(X), {'static_alloc': True,
+                                     'static_shape': True}
+
+        def add(net, layer, **values):
+            net.add(layer)
             layer.initialize()
-            layer.weight.set_data(mx.nd.array(W))
-            layer.bias.set_data(mx.nd.array(b))
-        net.hybridize(static_alloc=True, static_shape=True)
-        X = mx.nd.array(X)
+            for name, value in values.items():
+                getattr(layer, name).set_data(mx.nd.array(value))
 
-        def run():
-            kept['Y'] = net(X)
-            kept['Y'].wait_to_read()
+        def build():
+            net = nn.HybridSequential()
+            for i, (W, b) in enumerate(layers):
+                kind = {} if norms or i == 3 else {'activation': 'relu'}
+                layer = (nn.Conv2D(len(W), W.shape[2:],
+                                   in_channels=W.shape[1], **kind)
+                         if W.ndim == 4 else
+                         nn.Dense(len(W), in_units=W.shape[1], **kind))
+                add(net, layer, weight=W, bias=b)
+                if i < len(norms):
+                    gamma, beta, mean, var = norms[i]
+                    add(net, nn.BatchNorm(epsilon=EPS, in_channels=len(W)),
+                        gamma=gamma, beta=beta, running_mean=mean,
+                        running_var=var)
+                    net.add(nn.Activation('relu'))
+                if W.ndim == 4:
+                    net.add(nn.AvgPool2D())
+            return net
 
-        return {'call': {'': (run, lambda: {'Y': kept['Y'].asnumpy()})}}
+        def form(net):
+            kept = {}
+
+            def run():
+                kept['Y'] = net(X)
+                kept['Y'].wait_to_read()
+
+            return run, lambda: {'Y': kept['Y'].asnumpy()}
+
+        hybrid, rewritten = build(), build()
+        hybrid.hybridize(**static)
+        rewritten.optimize_for(X, backend='MKLDNN', **static)
+        return {'hybridized': form(hybrid), 'oneDNN': form(rewritten)}
 
 
 class MXNetNaive(MXNet):
@@ -343,28 +418,59 @@ class PyTorch(Engine):
         self.threads = torch.get_num_threads()
 
     def inference(self, X, mean, var, gamma, beta):
-        torch, kept = self.torch, {}
-        X, mean, var, gamma, beta, out = map(torch.from_numpy, (
+        torch, made = self.torch, {}
+        images, mean, var, gamma, beta, out = map(torch.from_numpy, (
             X, mean, var, gamma, beta, blank(X)))
         empty = [torch.empty(0), torch.empty(0)]
         operator = self.aten.native_batch_norm.out
-        batch_norm = torch.nn.functional.batch_norm
+        functional = torch.nn.functional.batch_norm
 
-        def fresh():
-            kept['Y'] = batch_norm(X, mean, var, gamma, beta, False, 0, EPS)
+        def given(X, out):
+            def run():
+                operator(X, gamma, beta, mean, var, False, 0.0, EPS, out=out,
+                         save_mean=empty[0], save_invstd=empty[1])
+            return run, lambda: {'Y': out.numpy()}
 
-        def given():
-            operator(X, gamma, beta, mean, var, False, 0.0, EPS, out=out,
-                     save_mean=empty[0], save_invstd=empty[1])
+        def fresh(function):
+            kept = {}
 
-        return {'call': {'new output': (fresh, lambda: {
-            'Y': kept['Y'].numpy()}), 'given output': (given, lambda: {
-                'Y': out.numpy()})}}
+            def run():
+                kept['Y'] = function(images, mean, var, gamma, beta, False,
+                                     0.0, EPS)
+            return run, lambda: {'Y': kept['Y'].numpy()}
+
+        made = {'new output': fresh(functional),
+                'given output': given(images, out)}
+        X, out = (a.to(memory_format=torch.channels_last)
+                  for a in (images, out))
+        made['given output, channels last'] = given(X, out)
+        made['compiled'] = tried(lambda: fresh(
+            torch.compile(functional, dynamic=False)))
+        return {'call': made}
 
     def training(self, X, dY, gamma, beta):
-        torch, m = self.torch, X.size // X.shape[1]
-        X, dY, gamma, beta, Y, dX = map(torch.from_numpy, (
-            X, dY, gamma, beta, blank(X), blank(X)))
+        torch = self.torch
+        gamma, beta, X, dY, Y, dX = map(torch.from_numpy, (
+            gamma, beta, X, dY, blank(X), blank(X)))
+        last = [a.to(memory_format=torch.channels_last)
+                for a in (X, dY, Y, dX)]
+        makers = {
+            'given output': lambda: self.given(X, dY, Y, dX, gamma, beta),
+            'new output': lambda: self.fresh(X, dY, gamma, beta),
+            'given output, channels last': lambda: self.given(
+                *last, gamma, beta),
+            'compiled': lambda: self.fresh(X, dY, gamma, beta, True)}
+        made = {}
+        for name, make in makers.items():
+            forms = tried(make) if name == 'compiled' else make()
+            for part in ('forward', 'backward', 'forward + backward'):
+                made.setdefault(part, {})[name] = (
+                    forms if isinstance(forms, str) else forms[part][''])
+        return made
+
+    def given(self, X, dY, Y, dX, gamma, beta):
+        """ATen's operators write into Y and dX."""
+        torch, m = self.torch, X.numel() // X.shape[1]
         mean, var, dgamma, dbeta, *saved = (
             torch.zeros_like(beta) + (i == 1) for i in range(6))
         new = 1 - MOMENTUM  # PyTorch's momentum is the share of the new value
@@ -389,60 +495,97 @@ class PyTorch(Engine):
                     'moving_mean': mean.numpy(), 'moving_var': MOMENTUM + (
                         var.numpy() - MOMENTUM) * ((m - 1) / m)}
 
-        fresh = {}
+        return parts(forward, backward, both, read)
 
-        def forward_fresh():
-            fresh['Y'], *fresh['saved'] = self.aten.native_batch_norm(
+    def fresh(self, X, dY, gamma, beta, compiled=False):
+        """The same operators, each with a new output; perhaps compiled."""
+        torch, kept = self.torch, {}
+        mean, var = torch.zeros_like(beta), torch.ones_like(beta)
+        new = 1 - MOMENTUM
+
+        def normalize(X, gamma, beta, mean, var):
+            return torch.ops.aten.native_batch_norm(
                 X, gamma, beta, mean, var, True, new, EPS)
 
-        def backward_fresh():
-            fresh['dX'], fresh['dgamma'], fresh['dbeta'] = (
-                self.aten.native_batch_norm_backward(
-                    dY, X, gamma, mean, var, *fresh['saved'], True, EPS,
-                    [True, True, True]))
+        def gradients(dY, X, gamma, mean, var, *saved):
+            return torch.ops.aten.native_batch_norm_backward(
+                dY, X, gamma, mean, var, *saved, True, EPS,
+                [True, True, True])
 
-        def both_fresh():
-            forward_fresh()
-            backward_fresh()
+        if compiled:
+            normalize, gradients = (torch.compile(function, dynamic=False)
+                                    for function in (normalize, gradients))
 
-        def read_fresh():
-            return {name: a.numpy() for name, a in fresh.items()
-                    if name != 'saved'}
+        def forward():
+            kept['Y'], *kept['saved'] = normalize(X, gamma, beta, mean, var)
 
-        given = parts(forward, backward, both, read)
-        new_ones = parts(forward_fresh, backward_fresh, both_fresh,
-                         read_fresh)
-        return {part: {'given output': given[part][''],
-                       'new output': new_ones[part]['']} for part in given}
+        def backward():
+            kept['dX'], kept['dgamma'], kept['dbeta'] = gradients(
+                dY, X, gamma, mean, var, *kept['saved'])
 
+        def both():
+            forward()
+            backward()
 
-    def network(self, X, **layers):
-        torch, nn, kept = self.torch, self.torch.nn, {}
-        stages = []
-        for i, (W, b) in enumerate(four(layers)):
-            if W.ndim == 4:
-                layer = nn.Conv2d(W.shape[1], len(W), W.shape[2:])
-            else:
-                layer = nn.Linear(W.shape[1], len(W))
+        both()  # the first call compiles
+        return parts(forward, backward, both, lambda: {
+            name: a.numpy() for name, a in kept.items() if name != 'saved'})
+
+    def graph(self, X, layers, norms):
+        """Eager, TorchScript and compiled, in both orders of the axes."""
+        torch, nn = self.torch, self.torch.nn
+
+        def norm(gamma, beta, mean, var, kind):
+            layer = kind(len(gamma), EPS)
+            layer.load_state_dict({
+                name: torch.from_numpy(array) for name, array in (
+                    ('weight', gamma), ('bias', beta),
+                    ('running_mean', mean), ('running_var', var))},
+                strict=False)
+            return layer
+
+        def build():
+            stages = []
+            for i, (W, b) in enumerate(layers):
+                conv = W.ndim == 4
+                layer = (nn.Conv2d(W.shape[1], len(W), W.shape[2:]) if conv
+                         else nn.Linear(W.shape[1], len(W)))
+                layer.weight.copy_(torch.from_numpy(W))
+                layer.bias.copy_(torch.from_numpy(b))
                 stages += [nn.Flatten()] if i == 2 else []
-            layer.weight.copy_(torch.from_numpy(W))
-            layer.bias.copy_(torch.from_numpy(b))
-            stages.append(layer)
-            stages += [nn.ReLU()] if i < 3 else []
-            stages += [nn.AvgPool2d(2)] if i < 2 else []
-        net, X = nn.Sequential(*stages).eval(), torch.from_numpy(X)
-        frozen = torch.jit.freeze(torch.jit.trace(net, X))
-        fused = torch.jit.optimize_for_inference(frozen)
+                stages.append(layer)
+                if i < len(norms):
+                    stages.append(norm(*norms[i], nn.BatchNorm2d if conv
+                                       else nn.BatchNorm1d))
+                stages += [nn.ReLU()] if i < 3 else []
+                stages += [nn.AvgPool2d(2)] if conv else []
+            return nn.Sequential(*stages).eval()
 
-        def form(function):
+        def form(function, X):
+            kept = {}
+
             def run():
                 kept['Y'] = function(X)
-            for _ in range(3):  # TorchScript compiles in its first calls
+
+            for _ in range(3):  # some compile in their first calls
                 run()
             return run, lambda: {'Y': kept['Y'].numpy()}
 
-        return {'call': {'eager': form(net), 'frozen': form(frozen),
-                         'frozen, optimized': form(fused)}}
+        made, images = {}, torch.from_numpy(X)
+        for order, words in ((torch.contiguous_format, ''),
+                             (torch.channels_last, ', channels last')):
+            net = build().to(memory_format=order)
+            X = images.to(memory_format=order)
+            frozen = torch.jit.freeze(torch.jit.trace(net, X))
+            optimized = torch.jit.optimize_for_inference(
+                torch.jit.trace(net, X))
+            for name, function in (
+                    ('eager', net), ('frozen', frozen),
+                    ('frozen, optimized', optimized),
+                    ('compiled', torch.compile(net, dynamic=False))):
+                made[name + words] = tried(
+                    lambda function=function, X=X: form(function, X))
+        return made
 
 
 class ONNXRuntime(Engine):
@@ -485,31 +628,37 @@ class ONNXRuntime(Engine):
             'BatchNormalization', ['X', *given], ['Y'], epsilon=EPS)
         return {'call': self.form([node], given, X, blank(X))}
 
-    def network(self, X, **layers):
-        nodes, last = [], 'X'
+    def graph(self, X, layers, norms):
+        nodes, last, given = [], 'X', {}
 
-        def add(kind, *inputs, output=None, **attributes):
+        def add(kind, *arrays, output=None, **attributes):
             nonlocal last
+            names = [f'{kind}{len(nodes)}.{i}' for i in range(len(arrays))]
+            given.update(zip(names, arrays, strict=True))
             output = output or f'{kind}{len(nodes)}'
             nodes.append(self.onnx.helper.make_node(
-                kind, [last, *inputs], [output], **attributes))
+                kind, [last, *names], [output], **attributes))
             last = output
 
-        for i in range(1, 5):
-            if i == 3:
+        for i, (W, b) in enumerate(layers):
+            if i == 2:
                 add('Flatten')
-            if i < 3:
-                add('Conv', f'W{i}', f'b{i}')
+            if W.ndim == 4:
+                add('Conv', W, b)
             else:
-                add('Gemm', f'W{i}', f'b{i}', transB=1,
-                    output='Y' if i == 4 else None)
-            if i < 4:
-                add('Relu')
+                add('Gemm', W, b, transB=1, output='Y' if i == 3 else None)
+            if i < len(norms):
+                add('BatchNormalization', *norms[i], epsilon=EPS)
             if i < 3:
+                add('Relu')
+            if W.ndim == 4:
                 add('AveragePool', kernel_shape=[2, 2], strides=[2, 2])
-        out = np.full((len(X), len(layers['b4'])), np.nan, 'float32')
-        form = self.form(nodes, layers, X, aligned(out))
-        return {'call': form, AVX2: form}
+        out = np.full((len(X), len(layers[3][1])), np.nan, 'float32')
+        return self.form(nodes, given, X, aligned(out))
+
+    def network(self, X, **arrays):
+        made = super().network(X, **arrays)
+        return made | ({AVX2: made['call']} if is_cropped(X) else {})
 
 
 class OpenVINO(Engine):
@@ -525,16 +674,13 @@ class OpenVINO(Engine):
         import openvino
         self.openvino = openvino
 
-    def inference(self, X, mean, var, gamma, beta):
+    def forms(self, node, given, X, Y):
+        """Two ways to call what computes `node` from `given`."""
         ov = self.openvino
-        from openvino import opset13
-        given = opset13.parameter(X.shape, np.float32)
-        node = opset13.batch_norm_inference(
-            given, *map(opset13.constant, (gamma, beta, mean, var)), EPS)
         request = ov.Core().compile_model(ov.Model([node], [given]), 'CPU', {
             'INFERENCE_NUM_THREADS': self.threads, 'NUM_STREAMS': 1,
             'INFERENCE_PRECISION_HINT': 'f32'}).create_infer_request()
-        kept = {'X': X, 'Y': blank(X)}  # a tensor does not keep its memory
+        kept = {'X': X, 'Y': Y}  # a tensor does not keep its memory
         X, out = (ov.Tensor(a, shared_memory=True) for a in kept.values())
         request.set_input_tensor(X)
         request.set_output_tensor(out)
@@ -546,13 +692,42 @@ class OpenVINO(Engine):
         def read():
             return {'Y': kept['Y']}
 
-        return {'call': {
-            'infer': (lambda: request.infer(share_outputs=True), read),
-            'start and wait': (waiting, read)}}
+        return {'infer': (lambda: request.infer(share_outputs=True), read),
+                'start and wait': (waiting, read)}
+
+    def inference(self, X, mean, var, gamma, beta):
+        from openvino import opset13
+        given = opset13.parameter(X.shape, np.float32)
+        node = opset13.batch_norm_inference(
+            given, *map(opset13.constant, (gamma, beta, mean, var)), EPS)
+        return {'call': self.forms(node, given, X, blank(X))}
+
+    def graph(self, X, layers, norms):
+        from openvino import opset13 as op
+        node = given = op.parameter(X.shape, np.float32)
+        for i, (W, b) in enumerate(layers):
+            if W.ndim == 4:
+                node = op.convolution(node, op.constant(W), [1, 1], [0, 0],
+                                      [0, 0], [1, 1])
+            else:
+                if i == 2:
+                    node = op.reshape(node, op.constant([len(X), -1]), False)
+                node = op.matmul(node, op.constant(W), False, True)
+            node = op.add(node, op.constant(
+                b.reshape(1, -1, *(1,) * (W.ndim - 2))))
+            if i < len(norms):
+                node = op.batch_norm_inference(
+                    node, *map(op.constant, norms[i]), EPS)
+            if i < 3:
+                node = op.relu(node)
+            if W.ndim == 4:
+                node = op.avg_pool(node, [2, 2], [0, 0], [0, 0], [2, 2], True)
+        out = np.full((len(X), len(layers[3][1])), np.nan, 'float32')
+        return self.forms(node, given, X, aligned(out))
 
 
 class JAX(Engine):
-    """Compiled by XLA; it has no way to write into given memory."""
+    """Compiled by XLA, with outputs of its own and in donated memory."""
 
     name = 'JAX'
     second = True
@@ -562,14 +737,31 @@ class JAX(Engine):
         import jax
         self.jax = jax
 
-    def compiled(self, function, *args):
-        """A form that keeps its result and waits for it."""
-        kept, function = {}, self.jax.jit(function)
+    def forms(self, function, args, pick, read):
+        """With new outputs, and with those of the call before, donated.
 
-        def run():
-            kept['result'] = self.jax.block_until_ready(function(*args))
+        `pick(result)` names the large ones. XLA may write the next result
+        into the memory of these arguments, which `function` does not use.
+        """
+        jax = self.jax
+        wait = jax.block_until_ready
+        new, fresh, given = jax.jit(function), {}, {}
 
-        return run, kept
+        def into(old, *args):
+            return function(*args)
+
+        donated = jax.jit(into, donate_argnums=0, keep_unused=True)
+
+        def run_fresh():
+            fresh['result'] = wait(new(*args))
+
+        def run_given():
+            given['result'] = wait(donated(pick(given['result']), *args))
+
+        given['result'] = wait(new(*args))
+        return {'new output': (run_fresh, lambda: read(fresh['result'])),
+                'donated output': (run_given,
+                                   lambda: read(given['result']))}
 
     def inference(self, X, mean, var, gamma, beta):
         jnp = self.jax.numpy
@@ -580,10 +772,9 @@ class JAX(Engine):
             scale = gamma / jnp.sqrt(var + EPS)
             return X * scale + (beta - mean * scale)
 
-        run, kept = self.compiled(batch_norm, *map(jnp.asarray, (
-            X, mean, var, gamma, beta)))
-        return {'call': {'': (run, lambda: {'Y': np.asarray(
-            kept['result'])})}}
+        args = [*map(jnp.asarray, (X, mean, var, gamma, beta))]
+        return {'call': self.forms(batch_norm, args, lambda Y: Y, lambda Y: {
+            'Y': np.asarray(Y)})}
 
     def training(self, X, dY, gamma, beta):
         jax, jnp = self.jax, self.jax.numpy
@@ -607,27 +798,74 @@ class JAX(Engine):
             Y, back, moving = pull(*args)
             return Y, back(dY), moving
 
-        args = X, gamma, beta, moving
-        _, back, _ = jax.jit(pull)(*args)
-        forward, first = self.compiled(layer, *args)
-        backward, last = self.compiled(lambda f, dY: f(dY), back, dY)
-        both, all_of_it = self.compiled(train, dY, *args)
-        gradients = 'dX', 'dgamma', 'dbeta'
-
         def named(names, arrays):
             return {name: np.asarray(array)
                     for name, array in zip(names, arrays, strict=True)}
 
+        args = X, gamma, beta, moving
+        _, back, _ = jax.jit(pull)(*args)
+        gradients = 'dX', 'dgamma', 'dbeta'
         return {
-            'forward': {'': (forward, lambda: named(
-                ('Y', 'moving_mean', 'moving_var'),
-                (first['result'][0], *first['result'][1])))},
-            'backward': {'': (backward, lambda: named(
-                gradients, last['result']))},
-            'forward + backward': {'': (both, lambda: named(
-                ('Y', *gradients), (all_of_it['result'][0],
-                                    *all_of_it['result'][1])))}}
+            'forward': self.forms(
+                layer, args, lambda result: result[0], lambda result: named(
+                    ('Y', 'moving_mean', 'moving_var'),
+                    (result[0], *result[1]))),
+            'backward': self.forms(
+                lambda f, dY: f(dY), (back, dY), lambda result: result[0],
+                lambda result: named(gradients, result)),
+            'forward + backward': self.forms(
+                train, (dY, *args), lambda result: (result[0], result[1][0]),
+                lambda result: named(('Y', *gradients),
+                                     (result[0], *result[1])))}
+
+    def graph(self, X, layers, norms):
+        """In both orders of the axes."""
+        lax, jnp = self.jax.lax, self.jax.numpy
+        layers, norms = ([[*map(jnp.asarray, one)] for one in many]
+                         for many in (layers, norms))
+
+        def form(order):
+            first = order == 'NCHW'
+            square = (1, 1, 2, 2) if first else (1, 2, 2, 1)
+
+            def over(vector, H):  # the channels of H
+                return vector.reshape(-1, 1, 1) if first and H.ndim == 4 \
+                    else vector
+
+            def net(H):
+                for i, (W, b) in enumerate(layers):
+                    if W.ndim == 4:
+                        H = lax.conv_general_dilated(
+                            H, W, (1, 1), 'VALID', dimension_numbers=(
+                                order, 'OIHW', order))
+                    else:
+                        if H.ndim == 4:  # features in the order of NCHW
+                            H = H if first else H.transpose(0, 3, 1, 2)
+                            H = H.reshape(len(H), -1)
+                        H = H @ W.T
+                    H = H + over(b, H)
+                    if i < len(norms):
+                        gamma, beta, mean, var = norms[i]
+                        scale = gamma / jnp.sqrt(var + EPS)
+                        H = H * over(scale, H) + over(beta - mean * scale, H)
+                    H = jnp.maximum(H, 0) if i < 3 else H
+                    if W.ndim == 4:
+                        H = lax.reduce_window(H, 0.0, lax.add, square, square,
+                                              'VALID') / 4
+                return H
+
+            images = X if first else np.moveaxis(X, 1, -1)
+            kept, net = {}, self.jax.jit(net)
+            images = jnp.asarray(np.ascontiguousarray(images))
+
+            def run():
+                kept['Y'] = self.jax.block_until_ready(net(images))
+
+            return run, lambda: {'Y': np.asarray(kept['Y'])}
+
+        return {'channels first': form('NCHW'),
+                'channels last': form('NHWC')}
 
 
 ENGINES = {engine.name: engine for engine in (
-    TVM, Copy, NumPy, MXNet, MXNetNaive, PyTorch, ONNXRuntime, OpenVINO, JAX)}
+    TVM, NumPy, MXNet, MXNetNaive, PyTorch, ONNXRuntime, OpenVINO, JAX)}

@@ -12,13 +12,26 @@ STYLES = {  # colour, marker: told apart without colour, too
     'MXNet': ('#0072B2', 'x'), 'NumPy': ('#555555', '+')}
 
 
-def draw_part(ax, cases):
-    """Draw microseconds over the size of X for one part of a suite.
+def panels_of(cases):
+    """The cases that one panel shows, by its title.
 
-    If the cases differ in nothing but the number of images, over that.
+    Several numbers of images of one size make a panel of their own.
     """
-    each = {tuple(case['shape'][1:]) for case in cases}
-    images = len(each) == 1 and len(cases) > 1
+    groups = {}
+    for case in cases:
+        key = case['part'], *case['shape'][1:]
+        groups.setdefault(key, []).append(case)
+    if len(cases[0]['shape']) == 4 and all(
+            len(group) > 1 for group in groups.values()):
+        return {f'{part}, {h} × {w} pixels': group
+                for (part, _, h, w), group in groups.items()}
+    return {part: [case for case in cases if case['part'] == part]
+            for part in dict.fromkeys(case['part'] for case in cases)}
+
+
+def draw_part(ax, title, cases):
+    """Draw microseconds over the size of X, or over the number of images."""
+    images = 'pixels' in title
 
     def position(case):
         size = math.prod(case['shape'])
@@ -34,21 +47,18 @@ def draw_part(ax, cases):
                   color=color, marker=marker, markersize=5,
                   linestyle='--' if peer == 'copy' else '-',
                   linewidth=2 if peer in ('TVM', 'copy') else 0.8,
-                  zorder=3 if peer in ('TVM', 'copy') else 2,
-                  label='copy (limit)' if peer == 'copy' else peer)
-    ax.set(xlabel='images' if images else 'size of X (MB)',
-           title=cases[0]['part'])
+                  zorder=3 if peer in ('TVM', 'copy') else 2, label=peer)
+    ax.set(xlabel='images' if images else 'size of X (MB)', title=title)
 
 
 def draw_cases(result):
     """Draw every part of a suite over the size of the data, log-log."""
-    parts = dict.fromkeys(case['part'] for case in result['cases'])
+    parts = panels_of(result['cases'])
     figure, panels = plt.subplots(
         len(parts), figsize=(5.6, 1.2 + 2.8 * len(parts)), sharey=True,
         squeeze=False)
-    for ax, part in zip(panels[:, 0], parts, strict=True):
-        draw_part(ax, [case for case in result['cases']
-                       if case['part'] == part])
+    for ax, (title, cases) in zip(panels[:, 0], parts.items(), strict=True):
+        draw_part(ax, title, cases)
         ax.set_ylabel('time of a call (µs)')
     figure.legend(*panels[0, 0].get_legend_handles_labels(), ncols=3,
                   loc='outside upper center')

@@ -15,7 +15,9 @@ This program prints a table, and stores the results, with a description of
 the machine, in `own/SUITE.json`, and a figure in `own/SUITE.png`. Git ignores
 this folder, and the page *Measurements* shows what is in it beside the results
 of the book. These lie in `results`; with `--keep` (`make bench-keep` also
-executes their pages again) those in `own` take their place.
+executes their pages again) those in `own` take their place. Results of a
+machine with other instructions go beside them instead, into a folder that is
+named by these, such as `results/avx2`.
 """
 import importlib
 import json
@@ -37,13 +39,28 @@ OWN, BOOK = HERE / 'own', HERE / 'results'
 PACKAGES = ('apache-tvm', 'mxnet', 'numpy')
 
 
+def instructions(flags):
+    """The widest vectors of a processor, from the flags of its system."""
+    for flag, name in (('avx512f', 'AVX-512'), ('avx2', 'AVX2')):
+        if flag in flags:
+            return name
+    return platform.machine()
+
+
 def machine():
     """The processor, the cores this process may use, the versions."""
-    names = [line.partition(':')[2].strip()
-             for line in Path('/proc/cpuinfo').read_text().splitlines()
-             if line.startswith('model name')]
-    return {'processor': names[0] if names else platform.machine(),
+    first, _, _ = Path('/proc/cpuinfo').read_text().partition('\n\n')
+    about = {key.strip(): value.strip() for key, _, value in (
+        line.partition(':') for line in first.splitlines())}
+    name = about.get('model name', platform.machine())
+    if 'cpu family' in about:
+        name += ' (family {cpu family}, model {model})'.format(**about)
+    huge = Path('/sys/kernel/mm/transparent_hugepage/enabled')
+    chosen = re.search(r'\[(\w+)\]', huge.read_text() if huge.exists() else '')
+    return {'processor': name,
+            'instructions': instructions(about.get('flags', '').split()),
             'cores': len(os.sched_getaffinity(0)),
+            'huge pages': chosen[1] if chosen else 'none',
             'python': platform.python_version(),
             **{name: version(name) for name in PACKAGES}}
 
@@ -109,26 +126,42 @@ def report(suite):
     write(suite, result, OWN)
 
 
-def keep(known, own=None, book=None):
-    """Make the own results those of the book; all must be of one machine."""
-    own, book = own or OWN, book or BOOK
-    machines = {}
+def place(machine, known):
+    """Where the results of a machine belong: in BOOK, or in a folder of it.
+
+    The pages quote one machine. One with other instructions stands beside.
+    """
+    own = machine['instructions']
     for suite in known:
-        path = own / f'{suite}.json'
+        path = BOOK / f'{suite}.json'
+        if path.exists() and own != json.loads(path.read_text())[
+                'machine'].get('instructions', own):
+            return BOOK / re.sub(r'\W', '', own).lower()
+    return BOOK
+
+
+def keep(known):
+    """Make the own results those of the book; all must be of one machine."""
+    own = [json.loads(path.read_text())['machine']
+           for path in OWN.glob('*.json')]
+    if not own:
+        sys.exit(f'error: no results in {OWN}; run `make bench` first')
+    book, machines = place(own[0], known), {}
+    for suite in known:
+        path = OWN / f'{suite}.json'
         if path.exists() or (book / path.name).exists():
             path = path if path.exists() else book / path.name
             found = json.loads(path.read_text())['machine']
             machines.setdefault(json.dumps(found), []).append(str(path))
-    if not list(own.glob('*.json')):
-        sys.exit(f'error: no results in {own}; run `make bench` first')
     if len(machines) > 1:
         places = ' and '.join(paths[0] for paths in machines.values())
         sys.exit(f'error: {places} are of different machines or versions; '
                  'run all suites, by `make bench`, first')
+    book.mkdir(exist_ok=True)
     for suite in known:
-        for path in own.glob(f'{suite}.*'):
+        for path in OWN.glob(f'{suite}.*'):
             shutil.copyfile(path, book / path.name)
-            print(f'kept {path.name}')
+            print(f'kept {(book / path.name).relative_to(BOOK)}')
 
 
 def main():

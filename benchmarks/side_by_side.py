@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engines import ENGINES
+from engines import COPY, ENGINES
 
 HERE = Path(__file__).resolve().parent
 SECOND = HERE.parent / '.venv-bench' / 'bin' / 'python'
@@ -45,8 +45,8 @@ def busy(seconds=1):
     return round(float(used / max(total, 1)), 2)
 
 
-def environment(more):
-    """The same number of threads for everyone, pinned to cores by nobody.
+def environment(count, more):
+    """So many threads for everyone, pinned to cores by nobody.
 
     TVM's threads would stay awake for 0.15 s after a call, into the turns
     of others, were they not told to spin less.
@@ -54,7 +54,7 @@ def environment(more):
     names = ('OMP', 'MKL', 'OPENBLAS', 'TVM')
     return {**os.environ, **dict.fromkeys(
         [f'{name}_NUM_THREADS' for name in names] + ['PJRT_NPROC', 'NPROC'],
-        str(threads())), 'TVM_BIND_THREADS': '0',
+        str(count)), 'TVM_BIND_THREADS': '0',
         'TVM_THREAD_POOL_SPIN_COUNT': '10000', **more}
 
 
@@ -70,22 +70,32 @@ class Worker:
     more : dict of str to str
         Environment variables it needs.
     timeout : float
-        Seconds that it may take to answer.
+        Seconds that it may take to answer; some compile for long.
+    count : int, optional
+        Its threads; as many as cores by default.
     """
 
-    def __init__(self, name, command, more=None, timeout=180):
+    def __init__(self, name, command, more=None, timeout=600, count=None):
         self.name, self.timeout = name, timeout
+        self.threads = count or threads()
         self.stderr = tempfile.TemporaryFile('w+')
         self.process = None
         try:
             self.process = subprocess.Popen(
-                command, env=environment(more or {}), text=True, bufsize=1,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=self.stderr, start_new_session=True)
+                command, env=environment(self.threads, more or {}),
+                text=True, bufsize=1, stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE, stderr=self.stderr,
+                start_new_session=True)
         except OSError as error:
             self.hello = {'cannot': f'cannot be started: {error.strerror}'}
         else:
             self.hello = self.answer()
+
+    def form(self, name):
+        """A form and its threads, in words."""
+        plural = 's' if self.threads > 1 else ''
+        return ', '.join(filter(None, (
+            name, f'{self.threads} thread{plural}')))
 
     def answer(self):
         """The next answer, or one that says why there is none."""
@@ -133,7 +143,7 @@ class Worker:
 
 
 def start():
-    """Start every engine that can be started.
+    """Start every engine that can be started, with one thread and with all.
 
     Returns
     -------
@@ -148,13 +158,14 @@ def start():
                               'not be made: see benchmarks/environment.sh')
             continue
         python = str(SECOND) if engine.second else sys.executable
-        worker = Worker(name, [python, str(HERE / 'worker.py'), name],
-                        engine.environ)
-        if 'cannot' in worker.hello:
-            left_out[name] = worker.hello['cannot']
-            worker.close()
-        else:
-            workers.append(worker)
+        for count in sorted({1} if engine.single else {1, threads()}):
+            worker = Worker(name, [python, str(HERE / 'worker.py'), name],
+                            engine.environ, count=count)
+            if 'cannot' in worker.hello:
+                left_out[name] = worker.hello['cannot']
+                worker.close()
+            else:
+                workers.append(worker)
     return workers, left_out
 
 
@@ -178,10 +189,13 @@ def prepare(workers, suite, shape, left_out):
         checksums[worker.name] = answer['checksum']
         for part, forms in answer['errors'].items():
             for form, error in forms.items():
-                if error <= TOLERANCE:
+                title = ', '.join((worker.name, part, worker.form(form)))
+                if isinstance(error, str):
+                    left_out[title] = error
+                elif error <= TOLERANCE:
                     parts.setdefault(part, []).append((worker, form, error))
                 else:
-                    left_out[f'{worker.name}, {part} {form}'.strip()] = (
+                    left_out[title] = (
                         f'is wrong by {error:.1g} of the largest value')
     if len(set(checksums.values())) > 1:
         raise RuntimeError(f'the engines got different data: {checksums}')
@@ -194,21 +208,23 @@ def take_turns(contestants, part, rounds, left_out):
     Returns
     -------
     dict of (str, str) to list of float
-        Engine, form -> seconds per call, one number a round.
+        Engine, form with threads -> seconds per call, one number a round.
     """
-    times = {(worker.name, form): [] for worker, form, _ in contestants}
+    times = {(worker.name, worker.form(form)): []
+             for worker, form, _ in contestants}
     for i in range(rounds):
         first = i % len(contestants)  # nobody always follows the same one
         for worker, form, _ in contestants[first:] + contestants[:first]:
-            if (worker.name, form) not in times:
+            key = worker.name, worker.form(form)
+            if key not in times:
                 continue
             time.sleep(PAUSE)
             answer = worker.ask(time=part, form=form, seconds=SECONDS)
             if 'cannot' in answer:
-                left_out[worker.name] = answer['cannot']
-                del times[worker.name, form]
+                left_out[', '.join(key)] = answer['cannot']
+                del times[key]
             else:
-                times[worker.name, form].append(answer['seconds'])
+                times[key].append(answer['seconds'])
     return times
 
 
@@ -218,7 +234,7 @@ def quartiles(numbers):
                                                    (0.25, 0.5, 0.75))]
 
 
-def aggregate(times, errors):
+def aggregate(times, errors, baseline=BASELINE):
     """From rounds to medians, spread and ratios.
 
     Parameters
@@ -226,6 +242,8 @@ def aggregate(times, errors):
     times : dict of (str, str) to list of float
         Engine, form -> seconds per call in each round.
     errors : dict of (str, str) to float
+    baseline : str
+        The peer that others are divided by.
 
     Returns
     -------
@@ -238,14 +256,18 @@ def aggregate(times, errors):
     peers = {}
     for engine, form in times:
         peer = getattr(ENGINES.get(engine), 'peer', '') or engine
+        if form.split(', ')[0] == COPY:
+            peer = COPY if engine == BASELINE else engine
         peers.setdefault(peer, []).append((engine, form))
     best = {peer: min(rows, key=lambda row: np.median(times[row]))
             for peer, rows in peers.items()}
-    if BASELINE not in best:
-        raise RuntimeError(f'there are no times of {BASELINE}')
-    base = np.array(times[best[BASELINE]])
+    if baseline not in best:
+        raise RuntimeError(f'there are no times of {baseline}')
+    base = np.array(times[best[baseline]])
 
     def label(peer, row):
+        if peer == COPY:
+            return row[1].removeprefix(COPY + ', ')
         return ', '.join(word for word in (row[0].removeprefix(peer).strip(),
                                            row[1]) if word)
 
@@ -262,6 +284,25 @@ def aggregate(times, errors):
                       for row in rows}}
 
 
+def others():
+    """Share of the machine that others use, with a warning if it is much."""
+    share = busy()
+    if share > 0.05:
+        print(f'warning: other programs use {share:.0%} of this machine; '
+              'the times will mean little', file=sys.stderr)
+    return share
+
+
+def stated(workers):
+    """Versions and numbers of threads, as each engine states them."""
+    engines = {}
+    for worker in workers:
+        engine = engines.setdefault(worker.name, {
+            'versions': worker.hello['versions'], 'threads': []})
+        engine['threads'].append(worker.hello['threads'])
+    return engines
+
+
 def measure(suite, title, shapes, rounds=ROUNDS):
     """Measure one suite for all shapes.
 
@@ -274,13 +315,10 @@ def measure(suite, title, shapes, rounds=ROUNDS):
         `cases`: list of dicts with `shape`, `part` and what `aggregate`
         returns.
     """
-    others = busy()
-    if others > 0.05:
-        print(f'warning: other programs use {others:.0%} of this machine; '
-              'the times will mean little', file=sys.stderr)
+    share = others()
     workers, left_out = start()
+    engines = stated(workers)
     try:
-        engines = {worker.name: worker.hello for worker in workers}
         cases, used = [], set()
         for shape in shapes:
             parts = prepare(workers, suite, shape, left_out)
@@ -288,7 +326,7 @@ def measure(suite, title, shapes, rounds=ROUNDS):
                 raise RuntimeError(f'{BASELINE} {left_out[BASELINE]}')
             for part, contestants in parts.items():
                 times = take_turns(contestants, part, rounds, left_out)
-                errors = {(worker.name, form): error
+                errors = {(worker.name, worker.form(form)): error
                           for worker, form, error in contestants}
                 used |= {engine for engine, _ in times}
                 cases.append({'shape': shape, 'part': part,
@@ -297,7 +335,40 @@ def measure(suite, title, shapes, rounds=ROUNDS):
         for worker in workers:
             worker.close()
     return {'title': title, 'baseline': BASELINE, 'rounds': rounds,
-            'threads': threads(), 'busy': others, 'engines': {
+            'threads': threads(), 'busy': share, 'engines': {
                 name: engine for name, engine in engines.items()
                 if name in used},
+            'left_out': left_out, 'cases': cases}
+
+
+def measure_copy(title, counts, processes=5, rounds=ROUNDS):
+    """The yardstick in several fresh processes, one against the other.
+
+    Returns
+    -------
+    dict
+        As of `measure`; the peers are the processes, the shapes numbers of
+        elements.
+    """
+    share, workers, left_out = others(), [], {}
+    command = [sys.executable, str(HERE / 'worker.py'), BASELINE]
+    try:
+        for i in range(processes):
+            workers.append(Worker(f'process {i + 1}', command))
+            if 'cannot' in workers[-1].hello:
+                raise RuntimeError(f'{BASELINE} '
+                                   + workers[-1].hello['cannot'])
+        cases, engines = [], stated(workers)
+        for count in counts:
+            contestants = prepare(workers, 'copy', [count], left_out)['call']
+            times = take_turns(contestants, 'call', rounds, left_out)
+            errors = {(worker.name, worker.form(form)): error
+                      for worker, form, error in contestants}
+            cases.append({'shape': [count], 'part': 'call', **aggregate(
+                times, errors, workers[0].name)})
+    finally:
+        for worker in workers:
+            worker.close()
+    return {'title': title, 'baseline': workers[0].name, 'rounds': rounds,
+            'threads': threads(), 'busy': share, 'engines': engines,
             'left_out': left_out, 'cases': cases}
