@@ -3,7 +3,8 @@
 All of it is done once, when a page is written, and works without a script:
 a term of the glossary gets its definition beside it, which style sheets show
 on hover and focus; a picture becomes a link to itself, which `book.js` opens
-on the page; cells of tables that hold a number do not break.
+on the page; cells of tables that hold a number do not break, nor do the lines
+of what is printed in columns.
 """
 import re
 from html import escape, unescape
@@ -33,6 +34,8 @@ IMAGE = re.compile(r'(<a\b[^>]*>\s*)?(<img\b[^>]*?src="([^"]+)"[^>]*>)')
 CELL = re.compile(r'<(t[dh])((?: [^<>]*)?)>((?:<p>)?)([^<>]+?)((?:</p>)?)'
                   r'</\1>')
 NUMBER = re.compile(r'[-−+]?\d[\d\s.,:%×x±+−–-]*(?:[a-zµμ]{1,2})?')
+OUTPUT = re.compile(r'(<div class="output [^"]*"><div class="highlight"><pre)'
+                    r'(>)(.*?)</pre>', re.DOTALL)
 # What a line of text can show of the formulas in a definition
 SYMBOLS = {r'\max': 'max', r'\gamma': 'γ', r'\beta': 'β', r'\epsilon': 'ε',
            r'\mu': 'μ', r'\sigma': 'σ', r'\times': '×', r'\cdot': '·',
@@ -151,12 +154,29 @@ def keep_numbers(body):
     return CELL.sub(mark, body)
 
 
+def keep_columns(body):
+    """Mark printed columns, which a line that wraps would tear apart.
+
+    Columns are what two spaces separate, in half of the lines or more.
+    """
+    def mark(match):
+        start, end, printed = match.groups()
+        lines = unescape(re.sub('<[^>]+>', '', printed)).strip('\n').split(
+            '\n')
+        rows = sum(bool(re.search(r'\S {2,}\S', line)) for line in lines)
+        if len(lines) < 2 or 2 * rows < len(lines):
+            return match[0]
+        return f'{start} class="columns"{end}{printed}</pre>'
+
+    return OUTPUT.sub(mark, body)
+
+
 def finish(app, pagename, templatename, context, doctree):
     if 'body' not in context or app.builder.format != 'html':
         return
     files = {name: Path(app.srcdir, path)
              for path, name in app.builder.images.items()}
-    body = keep_numbers(enlarge(context['body'], files))
+    body = keep_columns(keep_numbers(enlarge(context['body'], files)))
     if app.builder.name == 'html':  # on paper nothing can be pointed at
         body = explain(body, definitions(app.env, app.builder))
     context['body'] = body

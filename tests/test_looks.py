@@ -67,3 +67,22 @@ def test_a_number_is_kept_whole(text):
     '<td>2.49 <b>x</b></td>', '<p>12</p>', '<td>-</td>'])
 def test_words_may_break(cell):
     assert looks.keep_numbers(cell) == cell
+
+
+PRINTED = ('<div class="output stream highlight-myst-ansi notranslate">'
+           '<div class="highlight"><pre{}><span></span>{}\n</pre>')
+
+
+@pytest.mark.parametrize(('text', 'columns'), [
+    ('epoch  source\n    1  0.9883', True),
+    ('fast      1.2\n<span>slow</span>     10.4\nin all, both', True),
+    ('first &lt;=  3\nthen  4', True),
+    ('one line  alone', False),
+    ('ValueError: eps\nTypeError: X', False),
+    ('a  b\nc\nd', False),
+    ('    indented\n    lines', False)])
+def test_columns_are_kept_whole(text, columns):
+    found = looks.keep_columns(PRINTED.format('', text))
+    assert found == PRINTED.format(' class="columns"' * columns, text)
+    code = '<div class="highlight"><pre>a  b\nc  d</pre></div>'
+    assert looks.keep_columns(code) == code

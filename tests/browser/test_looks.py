@@ -142,6 +142,31 @@ def test_numbers_in_tables_stay_on_their_line(visit):
       }).map(cell => cell.textContent)''') == []
 
 
+@pytest.mark.parametrize('width', [1280, 390])
+def test_printed_columns_stay_in_their_lines(visit, width):
+    tab = visit(with_text('<pre class="columns"'), width=width)
+    lines = tab.evaluate('''() => [...document.querySelectorAll(
+      "article pre.columns")].filter(pre => pre.checkVisibility()).map(
+      pre => { const s = getComputedStyle(pre); return [
+        (pre.clientHeight - parseFloat(s.paddingTop)
+         - parseFloat(s.paddingBottom)) / parseFloat(s.lineHeight),
+        pre.textContent.trimEnd().split("\\n").length]; })''')
+    assert lines
+    for seen, printed in lines:
+        assert abs(seen - printed) < 0.5
+
+
+def test_the_words_of_an_explorer_stand_below_its_drawing(visit):
+    """No empty space there: the controls beside it are taller."""
+    tab = visit('intro.html')
+    drawing, words, form = (tab.locator(f'figure.explorer {name}').first
+                            .bounding_box()
+                            for name in ('svg', '[role=status]', 'form'))
+    below = drawing['y'] + drawing['height']
+    assert 0 <= words['y'] - below < 40
+    assert words['x'] + words['width'] <= form['x']
+
+
 def test_contents_mark_the_section_that_is_read(visit):
     tab = visit('chapters/theory.html')
     entries = tab.locator('#contents-of-page > ul > li > a')
