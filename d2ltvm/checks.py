@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 __all__ = ['check_array', 'check_batch', 'check_choice', 'check_count',
-           'check_number', 'check_variance']
+           'check_fold', 'check_layers', 'check_number', 'check_pairs',
+           'check_variance']
 
 
 # chapters/checks.ipynb, cell fn-numbers
@@ -211,3 +212,123 @@ def check_variance(name: str, value: Any, finite: bool = False) -> None:
             'no negative numbers')
         raise ValueError(f'{name}: expected {kind}, got '
                          f'{found[wrong].flat[0]:g}')
+
+
+# chapters/checks.ipynb, cell fn-pairs
+def check_pairs(name: str, value: Any,
+                shapes: Sequence[tuple[int, ...]]) -> None:
+    """Refuse what are not pairs of weights and bias, in float32.
+
+    Parameters
+    ----------
+    name : str
+        What the message calls the pairs.
+    value
+        A list or tuple of pairs (W, b); b may be None.
+    shapes : sequence of tuple of int
+        Of each W. The shape of b is the first number of it.
+
+    Raises
+    ------
+    TypeError
+        If an array is not of float32.
+    ValueError
+        If there are other pairs, or a shape is another.
+    """
+    found = [(np.shape(W), None if b is None else np.shape(b))
+             for W, b in value]
+    if [W for W, _ in found] != list(shapes) or any(
+            b not in (None, W[:1]) for W, b in found):
+        raise ValueError(f'{name}: expected weights of shapes {shapes} and '
+                         f'biases that fit, got {found}')
+    for array in (a for pair in value for a in pair if a is not None):
+        if getattr(array, 'dtype', None) != np.float32:
+            raise TypeError(f'{name}: expected arrays of float32, got '
+                            f'{getattr(array, "dtype", type(array))}')
+
+
+# chapters/checks.ipynb, cell fn-fold
+def check_fold(W: Any, b: Any, norm: dict[str, Any], eps: Any, kind: str,
+               before: bool, groups: Any, padding: Any) -> None:
+    """Refuse arguments of `folding.fold_batch_norm` that do not fit.
+
+    Parameters
+    ----------
+    W, b, eps, kind, before, groups, padding
+        See there.
+    norm : dict of str to array
+        With `mean` and `var`; `gamma` and `beta` may be missing.
+
+    Raises
+    ------
+    TypeError, ValueError
+        See there.
+    """
+    arrays = {'W': W, **norm, **({} if b is None else {'b': b})}
+    for name, array in arrays.items():
+        check_array(name, array)
+    if (W.ndim != 2 if kind == 'dense' else W.ndim < 3) or 0 in W.shape:
+        raise ValueError(f'W: expected non-empty weights of kind {kind!r}, '
+                         f'got shape {W.shape}')
+    check_count('groups', groups)
+    if len(W) % groups or (kind == 'dense' and groups > 1):
+        raise ValueError('groups: expected 1, or a divisor of the channels '
+                         f'of a convolution, got {groups!r}')
+    sizes = len(W), W.shape[1] * groups
+    outputs, inputs = sizes[::-1] if kind == 'transposed' else sizes
+    for name, array in list(arrays.items())[1:]:
+        size = inputs if before and name != 'b' else outputs
+        if array.shape != (size,):
+            raise ValueError(f'{name}: expected shape ({size},), one number '
+                             f'per channel, got {array.shape}')
+    check_variance('var', norm['var'], finite=True)
+    check_number('eps', eps)
+    taps = np.asarray(padding)
+    if taps.dtype.kind not in 'iu' or np.any(taps < 0):
+        raise ValueError('padding: expected whole numbers, none negative, '
+                         f'got {padding!r}')
+
+
+# chapters/checks.ipynb, cell fn-layers
+def check_layers(layers: Any, side: int = 28) -> None:
+    """Refuse layers of the folded network that do not fit together.
+
+    Parameters
+    ----------
+    layers : sequence of four (W, b)
+        Two convolutions, W of shape (out, in, k, k) with odd k, each
+        followed by 2 x 2 pooling, and two dense layers, W of shape
+        (out, in). Float32.
+    side : int
+        Height and width of an image of one channel, in pixels.
+
+    Raises
+    ------
+    TypeError
+        If something is not an array of float32.
+    ValueError
+        If a shape does not fit the one before it, or the image.
+    """
+    if not isinstance(layers, list | tuple) or len(layers) != 4:
+        many = f' of {len(layers)}' if hasattr(layers, '__len__') else ''
+        raise ValueError('layers: expected four pairs (W, b), got '
+                         f'{type(layers).__name__}{many}')
+    inputs = 1
+    for i, pair in enumerate(layers):
+        name = f'layers[{i}]'
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise ValueError(f'{name}: expected a pair (W, b), got '
+                             f'{type(pair).__name__}')
+        W, b = pair
+        check_array(f'W of {name}', W, 'float32', (None, inputs) + (
+            None, None) * (i < 2))
+        check_array(f'b of {name}', b, 'float32', W.shape[:1])
+        if i < 2:
+            k, side = W.shape[2], (side - W.shape[2] + 1) // 2
+            if k != W.shape[3] or k % 2 == 0:
+                raise ValueError(f'W of {name}: expected shape (out, in, k, '
+                                 f'k) with odd k, got {W.shape}')
+        if not W.size or side < 1:
+            raise ValueError(f'W of {name}: expected a smaller kernel, and '
+                             f'at least one output, got {W.shape}')
+        inputs = len(W) * (side ** 2 if i == 1 else 1)

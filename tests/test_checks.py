@@ -214,3 +214,16 @@ def test_nothing_but_numpy_is_loaded():
          "{'mxnet', 'tvm', 'matplotlib', 'sklearn'} & set(sys.modules)))"],
         check=True, capture_output=True, text=True)
     assert ran.stdout.split() == []
+
+
+def test_check_pairs():
+    W, b = np.ones((2, 3), 'float32'), np.ones(2, 'float32')
+    shapes = (2, 3), (2, 3)
+    checks.check_pairs('x', [(W, b), [W, None]], shapes)
+    for wrong in ([(W, b)], [(W, b), (W.T, None)], [(W, b), (W, W)], [],
+                  [(W, b), (None, b)]):
+        with pytest.raises(ValueError, match=r'^x: expected weights of shape'):
+            checks.check_pairs('x', wrong, shapes)
+    for wrong in (W.astype('float64'), W.tolist()):
+        with pytest.raises(TypeError, match=r'^x: expected arrays of float32'):
+            checks.check_pairs('x', [(W, b), (wrong, b)], shapes)
