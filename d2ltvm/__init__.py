@@ -16,6 +16,8 @@ import. Each holds what one notebook saves:
     gpu_schedule       A schedule for the GPU
     interactive        Interactive figures: pictures that answer
     launcher           A launcher: several processes, one run
+    leave_mxnet        Leaving MXNet: read .params, convert to ONNX
+    library_file       The library file and its checks
     mnist              The digits: MNIST
     moving_statistics  Running statistics: conventions and conversion
     mxnet_today        MXNet on today's Python and NumPy
@@ -35,10 +37,10 @@ from collections.abc import Iterator
 
 _MODULES = ['checks', 'cpu_schedule', 'deployment', 'distributed',
             'fast_operations', 'folding', 'from_scratch', 'gluon_module',
-            'gpu_schedule', 'interactive', 'launcher', 'mnist',
-            'moving_statistics', 'mxnet_today', 'network_schedule',
-            'own_gradient', 'practice', 'theory', 'training_operator',
-            'tvm_inference', 'why']
+            'gpu_schedule', 'interactive', 'launcher', 'leave_mxnet',
+            'library_file', 'mnist', 'moving_statistics', 'mxnet_today',
+            'network_schedule', 'own_gradient', 'practice', 'theory',
+            'training_operator', 'tvm_inference', 'why']
 _MODULE_OF = {  # names that are found in `d2ltvm` itself
     'batch_norm': 'tvm_inference',
     'batch_norm_float64': 'tvm_inference',
@@ -54,6 +56,7 @@ _MODULE_OF = {  # names that are found in `d2ltvm` itself
     'bench_bn_tvm': 'cpu_schedule',
     'bench_workload': 'cpu_schedule',
     'bn_timer_mxnet': 'cpu_schedule',
+    'calm_threads': 'cpu_schedule',
     'check_build': 'cpu_schedule',
     'cpu_target': 'cpu_schedule',
     'host_target': 'cpu_schedule',
