@@ -3,14 +3,15 @@
 """A schedule for the network"""
 
 import math
+import threading
 from collections.abc import Callable, Sequence
-from typing import SupportsInt
+from typing import NamedTuple, SupportsInt
 
 import numpy as np
 
 from d2ltvm import needed_for
-from d2ltvm.checks import check_count
-from d2ltvm.cpu_schedule import cpu_target, vector_lanes
+from d2ltvm.checks import check_array, check_count, check_layers
+from d2ltvm.cpu_schedule import aligned_empty, cpu_target, relu, vector_lanes
 
 with needed_for('d2ltvm.network_schedule'):
     import tvm
@@ -19,85 +20,10 @@ with needed_for('d2ltvm.network_schedule'):
     from tvm.s_tir.schedule import LoopRV, SBlockRV
     from tvm.target import Target, codegen
 
-__all__ = ['SIDE', 'check_layers', 'compile_network', 'conv_float64',
-           'conv_relu_pool', 'network_float64', 'network_module',
-           'network_program', 'packed_weights', 'plan', 'relu',
-           'schedule_conv', 'schedule_dense', 'schedule_network',
-           'vector_registers']
-
-
-# chapters/network_schedule.ipynb, cell fn-network-float64
-_Layers = Sequence[tuple[np.ndarray, np.ndarray]]  # (W, b) of each layer
-
-
-# chapters/network_schedule.ipynb, cell fn-network-float64
-def conv_float64(X: np.ndarray, W: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Convolution, rectifier and average pooling, in float64.
-
-    Parameters
-    ----------
-    X : ndarray, shape (N, C, H, W)
-    W : ndarray, shape (O, C, k, k)
-    b : ndarray, shape (O,)
-
-    Returns
-    -------
-    ndarray, shape (N, O, (H - k + 1) // 2, (W - k + 1) // 2), float64
-    """
-    k = W.shape[-1]
-    h, w = (2 * ((side - k + 1) // 2) for side in X.shape[2:])
-    windows = np.lib.stride_tricks.sliding_window_view(
-        X.astype('float64'), (1, 1, k, k))[:, :, :h, :w, 0, 0]
-    Y = np.tensordot(windows, W.astype('float64'), ((1, 4, 5), (1, 2, 3)))
-    Y = np.maximum(Y + b, 0).reshape(len(X), h // 2, 2, w // 2, 2, len(W))
-    return Y.mean((2, 4)).transpose(0, 3, 1, 2)
-
-
-# chapters/network_schedule.ipynb, cell fn-network-float64
-def network_float64(layers: _Layers, images: np.ndarray) -> np.ndarray:
-    """Logits of the network in float64.
-
-    Parameters
-    ----------
-    layers : sequence of four (W, b)
-        See `check_layers`.
-    images : ndarray, shape (N, 1, 28, 28)
-
-    Returns
-    -------
-    ndarray, shape (N, classes), float64
-    """
-    X = images
-    for W, b in layers[:2]:
-        X = conv_float64(X, W, b)
-    (W3, b3), (W4, b4) = layers[2:]
-    H = np.maximum(X.reshape(len(X), -1) @ W3.T.astype('float64') + b3, 0)
-    return H @ W4.T.astype('float64') + b4
-
-
-# chapters/network_schedule.ipynb, cell fn-relu
-def relu(x: Expr | te.TensorSlice) -> Expr:
-    """The rectifier. Constant first: max(x, 0) would turn NaN into 0."""
-    return te.max(te.const(0, 'float32'), x)
-
-
-# chapters/network_schedule.ipynb, cell fn-target
-def vector_registers(target: Target) -> int:
-    """How many vector registers a processor has: 16 or 32.
-
-    Parameters
-    ----------
-    target : tvm.target.Target
-        Of kind llvm.
-
-    Returns
-    -------
-    int
-        32 with AVX-512 and on 64-bit Arm, else 16.
-    """
-    triple = target.attrs.get('mtriple') or codegen.llvm_get_system_triple()
-    arm = triple.startswith(('aarch64', 'arm64'))
-    return 32 if arm or vector_lanes(target) == 16 else 16
+__all__ = ['Cut', 'SIDE', 'TIMES', 'compile_network', 'conv_relu_pool',
+           'network_cut', 'network_module', 'network_program',
+           'packed_weights', 'plan', 'schedule_conv', 'schedule_dense',
+           'schedule_network', 'tile_channels', 'vector_registers']
 
 
 # chapters/network_schedule.ipynb, cell fn-conv-relu-pool
@@ -110,9 +36,9 @@ def conv_relu_pool(image: Callable[..., Expr | te.TensorSlice],
     ----------
     image : callable
         ``image(i, c, y, x)``, the value of a pixel of the input.
-    W : te.Tensor, shape (k, k, C, O), float32
-        Weights, the output channels last; k is odd.
-    b : te.Tensor, shape (O,), float32
+    W : te.Tensor, shape (tiles, k, k, C, held), float32
+        Weights of tiles * held output channels; k is odd.
+    b : te.Tensor, shape (tiles * held,), float32
     batch, side : int
         Images; height and width of the output, after pooling.
     name : str
@@ -121,10 +47,10 @@ def conv_relu_pool(image: Callable[..., Expr | te.TensorSlice],
 
     Returns
     -------
-    te.Tensor, shape (batch, O, side * side), float32
+    te.Tensor, shape (batch, tiles * held, side * side), float32
         Equation (eq-phases), then the mean of the four phases.
     """
-    k, _, channels, outputs = map(int, W.shape)
+    tiles, k, _, channels, held = map(int, W.shape)
     copies = te.compute(
         (batch, 2, 2, k // 2 + 1, channels, (side + k // 2) * side),
         lambda i, r, s, t, c, q: image(
@@ -133,27 +59,21 @@ def conv_relu_pool(image: Callable[..., Expr | te.TensorSlice],
     c, v, u = (te.reduce_axis((0, length), axis) for length, axis in (
         (channels, 'c'), (k, 'v'), (k, 'u')))
     conv = te.compute(
-        (batch, outputs, 2, 2, side * side),
+        (batch, tiles * held, 2, 2, side * side),
         lambda i, o, y, x, p: te.sum(
             copies[i, (y + v) % 2, (x + u) % 2, (x + u) // 2, c,
-                   (y + v) // 2 * side + p] * W[v, u, c, o],
+                   (y + v) // 2 * side + p]
+            * W[o // held, v, u, c, o % held],
             axis=[v, u, c]), name=f'{name}_conv')
     return te.compute(
-        (batch, outputs, side * side), lambda i, o, p: sum(
+        (batch, tiles * held, side * side), lambda i, o, p: sum(
             relu(conv[i, o, y, x, p] + b[o]) for y in (0, 1) for x in (0, 1)
         ) * te.const(0.25, 'float32'), name=name)
 
 
 # chapters/network_schedule.ipynb, cell fn-schedule-conv
-def _divisor(length: SupportsInt, limit: int) -> int:
-    """The largest divisor of a length that is not above a limit."""
-    return max(d for d in range(1, max(1, limit) + 1)
-               if int(length) % d == 0)
-
-
-# chapters/network_schedule.ipynb, cell fn-schedule-conv
 def schedule_conv(sch: s_tir.Schedule, name: str, lanes: int,
-                  registers: int) -> tuple[SBlockRV, LoopRV]:
+                  held: int) -> tuple[SBlockRV, LoopRV]:
     """Hold a tile of a convolution in registers, pool it there.
 
     Parameters
@@ -163,8 +83,9 @@ def schedule_conv(sch: s_tir.Schedule, name: str, lanes: int,
         still those of `conv_relu_pool`.
     name : str
         As given to `conv_relu_pool`.
-    lanes, registers : int
-        Numbers in a vector register, and how many of these there are.
+    lanes, held : int
+        Numbers in a vector register; channels of a tile, as in the
+        weights.
 
     Returns
     -------
@@ -174,25 +95,79 @@ def schedule_conv(sch: s_tir.Schedule, name: str, lanes: int,
     """
     pool, conv = (sch.get_sblock(name + end) for end in ('', '_conv'))
     *_, o, p = sch.get_loops(pool)
-    held = _divisor(sch.get(o).extent, (registers - 4) // 5)
     o, ou = sch.split(o, [None, held])
     p, pv = sch.split(p, [None, math.gcd(lanes, int(sch.get(p).extent))])
     sch.reorder(o, p, ou, pv)
     sch.compute_at(conv, p, preserve_unit_loops=True)
     o, y, x, p, v, u, c = sch.get_loops(conv)[-7:]
-    c, cu = sch.split(c, [None, _divisor(sch.get(c).extent, 2)])
-    sch.reorder(v, u, c, cu, y, x, o, p)
-    for loop in (ou, cu, y, x, o):
+    sch.reorder(v, u, c, y, x, o, p)
+    for loop in (ou, y, x, o):
         sch.unroll(loop)
     for loop in (pv, p):
         sch.vectorize(loop)
     return conv, v
 
 
+# chapters/network_schedule.ipynb, cell fn-target
+def vector_registers(target: Target) -> int:
+    """How many vector registers a tile can use.
+
+    Parameters
+    ----------
+    target : tvm.target.Target
+        Of kind llvm.
+
+    Returns
+    -------
+    int
+        32 with AVX-512 and on 64-bit Arm, else 16; 15 without fused
+        multiply-adds, since one must then hold the product.
+    """
+    triple = target.attrs.get('mtriple') or codegen.llvm_get_system_triple()
+    arm = triple.startswith(('aarch64', 'arm64'))
+    if arm or vector_lanes(target) == 16:
+        return 32
+    return 16 if 'fma' in codegen.llvm_get_cpu_features(target) else 15
+
+
+# chapters/network_schedule.ipynb, cell fn-target
+def tile_channels(channels: int, registers: int) -> int:
+    """How many channels of a convolution a tile should hold.
+
+    Parameters
+    ----------
+    channels, registers : int
+        Outputs of the convolution; vector registers.
+
+    Returns
+    -------
+    int
+        h with 5 h + 1 <= registers, for which the fewest instructions
+        are needed: 5 h + 4 a step and tile, and as many tiles as cover
+        the channels.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is no integer, or too small.
+    """
+    check_count('channels', channels)
+    check_count('registers', registers, 6)
+    return min(range(1, (registers - 1) // 5 + 1),
+               key=lambda h: math.ceil(channels / h) * (5 * h + 4))
+
+
+# chapters/network_schedule.ipynb, cell fn-schedule-dense
+def _divisor(length: SupportsInt, limit: int) -> int:
+    """The largest divisor of a length that is not above a limit."""
+    return max(d for d in range(1, max(1, limit) + 1)
+               if int(length) % d == 0)
+
+
 # chapters/network_schedule.ipynb, cell fn-schedule-dense
 def schedule_dense(sch: s_tir.Schedule, name: str, rows: int, lanes: int,
                    registers: int) -> tuple[SBlockRV, LoopRV]:
-    """Hold a tile of a dense layer in registers.
+    """Hold a tile of a dense layer in registers, a quarter of all.
 
     Parameters
     ----------
@@ -213,7 +188,7 @@ def schedule_dense(sch: s_tir.Schedule, name: str, rows: int, lanes: int,
     """
     dense = sch.get_sblock(name)
     i, o, k = sch.get_loops(dense)[-3:]
-    held = _divisor(sch.get(o).extent // lanes, registers // 2 // rows)
+    held = _divisor(sch.get(o).extent // lanes, registers // 4 // rows)
     o, ou, ov = sch.split(o, [None, held, lanes])
     sch.reorder(o, k, i, ou, ov)
     sch.unroll(i)
@@ -222,11 +197,88 @@ def schedule_dense(sch: s_tir.Schedule, name: str, rows: int, lanes: int,
     return dense, k
 
 
-# chapters/network_schedule.ipynb, cell fn-check-layers
+# chapters/network_schedule.ipynb, cell fn-plan
+TIMES = 2.8, 28.4, 3.8  # microseconds, on an AMD EPYC (Zen 4)
+
+
+# chapters/network_schedule.ipynb, cell fn-plan
+def plan(batch: int, threads: int, channels: int = 50, held: int = 5,
+         times: Sequence[float] = TIMES) -> tuple[int, int]:
+    """How to share a batch among threads.
+
+    Parameters
+    ----------
+    batch, threads : int
+    channels, held : int
+        Of the second convolution; those of a tile.
+    times : sequence of three numbers
+        What one core needs for the convolutions of an image, each, and
+        for the first dense layer, which reads its weights once for all
+        images, in any unit. `TIMES` is measured on one machine.
+
+    Returns
+    -------
+    rows, each : int
+        A task is `each` channels, a multiple of `held`, of `rows` images:
+        of all such choices, the one whose busiest thread is done first.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a number is no positive integer.
+    """
+    for name, value in (('batch', batch), ('threads', threads),
+                        ('channels', channels), ('held', held)):
+        check_count(name, value)
+    first, second, dense = times
+
+    def cost(choice: tuple[int, int]) -> float:
+        rows, each = choice
+        turns = math.ceil(batch // rows * math.ceil(channels / each) / threads)
+        return turns * (rows * first
+                        + (rows * second + dense) * each / channels)
+
+    return min(((rows, each) for rows in range(1, 9) if batch % rows == 0
+                for each in range(held, channels + held, held)), key=cost)
+
+
+# chapters/network_schedule.ipynb, cell fn-packed-weights
 SIDE = 28  # pixels of an image, in height and width
 
 
-# chapters/network_schedule.ipynb, cell fn-check-layers
+# chapters/network_schedule.ipynb, cell fn-packed-weights
+_Layers = Sequence[tuple[np.ndarray, np.ndarray]]  # (W, b) of each layer
+
+
+# chapters/network_schedule.ipynb, cell fn-packed-weights
+class Cut(NamedTuple):
+    """How a network is cut into vectors, tiles and tasks."""
+
+    lanes: int  # numbers in a vector
+    first: int  # channels in a tile of the first convolution
+    second: int  # and of the second one
+    rows: int  # images in a task
+    each: int  # channels of the second convolution in a task
+
+
+# chapters/network_schedule.ipynb, cell fn-packed-weights
+def network_cut(layers: _Layers, batch: int, target: Target,
+                threads: int) -> Cut:
+    """Cut a network for a processor, by `tile_channels` and `plan`.
+
+    Parameters
+    ----------
+    layers, batch, target, threads
+        See `network_module`; here, nothing is left out.
+    """
+    lanes, registers = vector_lanes(target), vector_registers(target)
+    inputs, channels = (len(b) for _, b in layers[:2])
+    held = tile_channels(channels, registers)
+    return Cut(lanes, _divisor(inputs, (registers - 1) // 5), held,
+               *plan(batch, threads, channels, held))
+
+
+# chapters/network_schedule.ipynb, cell fn-packed-weights
 def _sides(layers: _Layers) -> tuple[int, int]:
     """Sides of both pooled outputs, as far as the next layer needs them."""
     first = (SIDE - layers[0][0].shape[2] + 1) // 2
@@ -234,93 +286,41 @@ def _sides(layers: _Layers) -> tuple[int, int]:
     return 2 * second + layers[1][0].shape[2] - 1, second
 
 
-# chapters/network_schedule.ipynb, cell fn-check-layers
-def check_layers(layers: _Layers) -> None:
-    """Refuse layers that do not fit together.
-
-    Parameters
-    ----------
-    layers : sequence of four (W, b)
-        Two convolutions, W of shape (out, in, k, k) with odd k, each
-        followed by 2 x 2 pooling, and two dense layers, W of shape
-        (out, in). Float32.
-
-    Raises
-    ------
-    TypeError
-        If something is not an array of float32.
-    ValueError
-        If a shape does not fit the one before it, or 28 x 28 pixels.
-    """
-    if not isinstance(layers, list | tuple) or len(layers) != 4:
-        kind = type(layers).__name__
-        raise ValueError('layers: expected four pairs (W, b), got ' + (
-            f'{kind} of {len(layers)}' if hasattr(layers, '__len__')
-            else kind))
-    inputs = 1
-    for i, pair in enumerate(layers):
-        if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise ValueError(f'layers[{i}]: expected a pair (W, b), got '
-                             f'{type(pair).__name__}')
-        for array in pair:
-            if getattr(array, 'dtype', None) != np.float32:
-                raise TypeError(f'layers[{i}]: expected arrays of float32, '
-                                f'got {getattr(array, "dtype", type(array))}')
-        (W, b), rank = pair, 4 if i < 2 else 2
-        if i == 2:
-            inputs *= _sides(layers)[1] ** 2
-        if (W.ndim != rank or W.shape[1] != inputs or b.shape != W.shape[:1]
-                or 0 in W.shape or (i < 2 and (
-                    W.shape[2] != W.shape[3] or W.shape[2] % 2 == 0))):
-            raise ValueError(
-                f'layers[{i}]: expected W of shape (out, {inputs}'
-                f'{", k, k) with odd k" if i < 2 else ")"} and b of shape '
-                f'(out,), got {W.shape} and {b.shape}')
-        inputs = W.shape[0]
-        if i == 1 and _sides(layers)[1] < 1:
-            raise ValueError('layers: the kernels leave nothing of 28 x 28 '
-                             'pixels')
-
-
 # chapters/network_schedule.ipynb, cell fn-packed-weights
-def packed_weights(layers: _Layers, lanes: int) -> list[np.ndarray]:
-    """Weights as the program reads them: output channels last.
+def packed_weights(layers: _Layers, cut: Cut) -> list[np.ndarray]:
+    """Weights as the program reads them, filled up with zeros.
 
     Parameters
     ----------
     layers : sequence of four (W, b)
         See `check_layers`.
-    lanes : int
-        The outputs of the dense layers are padded to a multiple of it,
-        with zeros.
+    cut : Cut
+        See `network_cut`.
 
     Returns
     -------
     list of ndarray, float32
-        W of shape (k, k, in, out) or (in, out), and b, of each layer.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If `lanes` is no positive integer.
+        W of shape (tiles, k, k, in, channels of a tile) or (in, out), and
+        b, of each layer.
     """
-    check_count('lanes', lanes)
-    packed: list[np.ndarray] = []
-    for W, b in layers:
-        if W.ndim == 4:
-            W = W.transpose(2, 3, 1, 0)
+    packed, filled = [], 0
+    for (W, b), multiple, held in zip(
+            layers, (cut.first, cut.each, cut.lanes, cut.lanes),
+            (cut.first, cut.second, 0, 0), strict=True):
+        more = -len(b) % multiple
+        W = np.pad(W, [(0, more), (0, filled), *((0, 0),) * (W.ndim - 2)])
+        if held:
+            W = W.reshape(-1, held, *W.shape[1:]).transpose(0, 3, 4, 2, 1)
+            filled = _sides(layers)[1] ** 2 * more
         else:
-            inputs = packed[-1].size if len(packed) == 6 else W.shape[1]
-            more = -len(b) % lanes
-            W = np.pad(W.T, ((0, inputs - W.shape[1]), (0, more)))
-            b = np.pad(b, (0, more))
-        packed += [np.ascontiguousarray(W), np.ascontiguousarray(b)]
+            W, filled = W.T, more
+        packed += [np.ascontiguousarray(W), np.pad(b, (0, more))]
     return packed
 
 
 # chapters/network_schedule.ipynb, cell fn-network-program
-def network_program(layers: _Layers, batch: int, parts: int,
-                    lanes: int) -> tvm.tirx.PrimFunc:
+def network_program(layers: _Layers, batch: int,
+                    cut: Cut) -> tvm.tirx.PrimFunc:
     """The whole network as one function, without a schedule.
 
     Parameters
@@ -329,11 +329,9 @@ def network_program(layers: _Layers, batch: int, parts: int,
         See `check_layers`; only their shapes matter.
     batch : int
         Number of images.
-    parts : int
-        The sums of the first dense layer are made in so many parts,
-        each over its share of the channels; a divisor of their number.
-    lanes : int
-        As for `packed_weights`.
+    cut : Cut
+        See `network_cut`. The sums of the first dense layer are made in
+        parts, over `cut.each` channels of the second convolution.
 
     Returns
     -------
@@ -345,29 +343,24 @@ def network_program(layers: _Layers, batch: int, parts: int,
     Raises
     ------
     TypeError, ValueError
-        If a number is no positive integer, or `parts` is no divisor.
+        If `batch` is no positive integer.
     """
     check_count('batch', batch)
-    check_count('parts', parts)
-    check_count('lanes', lanes)
-    channels = len(layers[1][1])
-    if channels % parts:
-        raise ValueError(f'parts: expected a divisor of {channels}, the '
-                         f'channels, got {parts}')
     names = (kind + str(i) for i in range(1, 5) for kind in 'Wb')
     given = [te.placeholder(array.shape, name=name) for name, array in zip(
-        names, packed_weights(layers, lanes), strict=True)]
+        names, packed_weights(layers, cut), strict=True)]
     W1, b1, W2, b2, W3, b3, W4, b4 = given
     X = te.placeholder((batch, 1, SIDE, SIDE), name='X')
     side1, side2 = _sides(layers)
     P1 = conv_relu_pool(lambda *at: X[at], W1, b1, batch, side1, 'conv1')
     P2 = conv_relu_pool(lambda i, c, y, x: P1[i, c, y * side1 + x], W2, b2,
                         batch, side2, 'conv2')
-    each, pixels = int(W3.shape[0]) // parts, side2 ** 2
-    k = te.reduce_axis((0, each), 'k')
+    pixels, parts = side2 ** 2, int(b2.shape[0]) // cut.each
+    part = cut.each * pixels
+    k = te.reduce_axis((0, part), 'k')
     sums = te.compute((parts, batch, W3.shape[1]), lambda s, i, o: te.sum(
-        P2[i, (s * each + k) // pixels, (s * each + k) % pixels]
-        * W3[s * each + k, o], axis=k), name='sums')
+        P2[i, (s * part + k) // pixels, (s * part + k) % pixels]
+        * W3[s * part + k, o], axis=k), name='sums')
     H = te.compute((batch, W3.shape[1]), lambda i, o: relu(
         sum(sums[s, i, o] for s in range(parts)) + b3[o]), name='hidden')
     k = te.reduce_axis((0, H.shape[1]), 'k')
@@ -376,43 +369,6 @@ def network_program(layers: _Layers, batch: int, parts: int,
     Y = te.compute((batch, len(layers[3][1])),
                    lambda i, o: scores[i, o] + b4[o], name='Y')
     return te.create_prim_func([X, *given, Y])
-
-
-# chapters/network_schedule.ipynb, cell fn-plan
-def plan(batch: int, threads: int, groups: int = 10) -> tuple[int, int]:
-    """How to share a batch among threads.
-
-    Parameters
-    ----------
-    batch, threads : int
-    groups : int
-        Into so many parts, at most, one image can be cut.
-
-    Returns
-    -------
-    rows, parts : int
-        A task is a part of `rows` images. Of all choices, the one whose
-        busiest thread is done first, if each task takes 4 us an image for
-        conv1, 29 us for its share of all the rest, and 2 us to read its
-        share of the dense layer's weights.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument is no positive integer.
-    """
-    check_count('batch', batch)
-    check_count('threads', threads)
-    check_count('groups', groups)
-
-    def cost(choice: tuple[int, int]) -> float:
-        rows, parts = choice
-        turns = math.ceil(batch // rows * parts / threads)
-        return turns * (rows * (4 + 29 / parts) + 2 / parts)
-
-    return min(((rows, parts) for rows in range(1, 9) if batch % rows == 0
-                for parts in range(1, groups + 1) if groups % parts == 0),
-               key=cost)
 
 
 # chapters/network_schedule.ipynb, cell fn-schedule-network
@@ -447,28 +403,28 @@ def schedule_network(layers: _Layers, batch: int, target: Target | dict | str,
         As `network_module`.
     """
     batch, target, threads = _checked(layers, batch, target, threads)
-    lanes, registers = vector_lanes(target), vector_registers(target)
-    held = _divisor(len(layers[1][1]), (registers - 4) // 5)
-    rows, parts = plan(batch, threads, len(layers[1][1]) // held)
-    sch = s_tir.Schedule(network_program(layers, batch, parts, lanes))
+    cut, registers = network_cut(layers, batch, target, threads), \
+        vector_registers(target)
+    sch = s_tir.Schedule(network_program(layers, batch, cut))
     part, i, *_ = sch.get_loops(sch.get_sblock('sums'))
-    group, i = sch.split(i, [None, rows])
+    group, i = sch.split(i, [None, cut.rows])
     sch.reorder(group, part, i)
     task = sch.fuse(group, part)
     if threads > 1 and sch.get(task).extent > 1:
         sch.parallel(task)
     place, reductions = task, []
-    for name in ('conv2', 'conv1'):
+    for name, held in (('conv2', cut.second), ('conv1', cut.first)):
         sch.compute_at(sch.get_sblock(name), place, preserve_unit_loops=True)
         place = sch.get_loops(sch.get_sblock(name))[-3]  # over images
-        reductions.append(schedule_conv(sch, name, lanes, registers))
+        reductions.append(schedule_conv(sch, name, cut.lanes, held))
         sch.compute_at(sch.get_sblock(f'{name}_copies'), place,
                        preserve_unit_loops=True)
-    reductions.append(schedule_dense(sch, 'sums', rows, lanes, registers))
+    reductions.append(
+        schedule_dense(sch, 'sums', cut.rows, cut.lanes, registers))
     *_, hidden = sch.get_loops(sch.get_sblock('hidden'))
-    sch.vectorize(sch.split(hidden, [None, lanes])[1])
+    sch.vectorize(sch.split(hidden, [None, cut.lanes])[1])
     sch.split(sch.get_loops(sch.get_sblock('scores'))[0], [None, 1])
-    reductions.append(schedule_dense(sch, 'scores', 1, lanes, registers))
+    reductions.append(schedule_dense(sch, 'scores', 1, cut.lanes, registers))
     for block, loop in reductions:
         sch.decompose_reduction(block, loop)
     return sch
@@ -507,7 +463,8 @@ def network_module(layers: _Layers, batch: int,
     """
     batch, target, threads = _checked(layers, batch, target, threads)
     sch = schedule_network(layers, batch, target, threads)
-    weights = packed_weights(layers, vector_lanes(target))
+    weights = packed_weights(
+        layers, network_cut(layers, batch, target, threads))
     builder = relax.BlockBuilder()
     network = builder.add_func(
         sch.mod['main'].without_attr('global_symbol'), 'network')
@@ -519,14 +476,6 @@ def network_module(layers: _Layers, batch: int,
                     (batch, len(layers[3][1])), 'float32')))
         builder.emit_func_output(logits)
     return builder.finalize()
-
-
-# chapters/network_schedule.ipynb, cell fn-compile-network
-def _aligned(shape: tuple[int, ...]) -> np.ndarray:
-    """Float32 zeros that start at a multiple of 64 bytes."""
-    memory = np.zeros(math.prod(shape) + 16, 'float32')
-    start = -memory.ctypes.data % 64 // 4
-    return memory[start:start + math.prod(shape)].reshape(shape)
 
 
 # chapters/network_schedule.ipynb, cell fn-compile-network
@@ -547,9 +496,9 @@ def compile_network(layers: _Layers, batch: int,
         ``network(images)`` takes an array of shape (batch, 1, 28, 28),
         float32, at any address and with any strides, and returns a new
         array of logits, shape (batch, classes), float32. NaN in the first
-        26 rows and columns of an image gives NaN in its row. It keeps
-        memory for the images, so it must not run in two threads at once.
-        It raises TypeError for another type, ValueError for another shape.
+        26 rows and columns of an image gives NaN in its row. Threads that
+        call it at the same time wait for each other. It raises TypeError
+        for another type, ValueError for another shape.
 
     Raises
     ------
@@ -561,20 +510,18 @@ def compile_network(layers: _Layers, batch: int,
         layers, batch, cpu_target(target, here=True), threads)
     sch = schedule_network(layers, batch, target, threads)
     run = tvm.compile(sch.mod, target=target)['main']
-    X = _aligned((batch, 1, SIDE, SIDE))
-    Y = _aligned((batch, len(layers[3][1])))
+    X = aligned_empty((batch, 1, SIDE, SIDE))
+    Y = aligned_empty((batch, len(layers[3][1])))
     X_shared, Y_shared = map(tvm.runtime.from_dlpack, (X, Y))
-    weights = packed_weights(layers, vector_lanes(target))
+    weights = packed_weights(
+        layers, network_cut(layers, batch, target, threads))
     args = [X_shared, *map(tvm.runtime.tensor, weights), Y_shared]
+    lock = threading.Lock()
 
     def network(images: np.ndarray) -> np.ndarray:
-        if getattr(images, 'dtype', None) != np.float32:
-            raise TypeError('images: expected an array of float32, got '
-                            f'{getattr(images, "dtype", type(images))}')
-        if images.shape != X.shape:
-            raise ValueError(f'images: expected shape {X.shape}, got '
-                             f'{images.shape}')
-        X[...] = images
-        run(*args)
-        return Y.copy()
+        check_array('images', images, 'float32', X.shape)
+        with lock:
+            X[...] = images
+            run(*args)
+            return Y.copy()
     return network

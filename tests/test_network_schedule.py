@@ -3,6 +3,7 @@ import math
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from tvm import relax, s_tir, te
 
 from d2ltvm import network_schedule as module
-from d2ltvm.mxnet_today import mx
+from d2ltvm.folding import conv_float64, network_float64
 from soak import examples
 
 SHAPES = (20, 1, 3, 3), (50, 20, 5, 5), (128, 800), (10, 128)
@@ -41,48 +42,32 @@ def bound(layers, images):
     # The sizes are those of the network with positive weights.
     sizes = [(abs(W), abs(b)) for W, b in layers]
     terms = max(W[0].size for W, _ in layers)
-    return 4 * math.sqrt(terms) * 2 ** -24 * module.network_float64(
+    return 4 * math.sqrt(terms) * 2 ** -24 * network_float64(
         sizes, abs(images)).max()
 
 
 def check(got, layers, images):
-    expected = module.network_float64(layers, images)
+    expected = network_float64(layers, images)
     assert got.shape == expected.shape and got.dtype == np.float32
     np.testing.assert_allclose(got, expected, rtol=0,
                                atol=bound(layers, images))
 
 
-# The reference
-
-@pytest.mark.parametrize('shape, kernel', [((2, 3, 9, 12), 3),
-                                           ((1, 1, 6, 8), 5)])
-def test_reference_convolution_agrees_with_mxnet(shape, kernel, semantics):
-    rng = np.random.default_rng(0)
-    X = rng.normal(size=shape)
-    W = rng.normal(size=(4, shape[1], kernel, kernel))
-    b = rng.normal(size=4)
-    nd = mx.nd
-    Y = nd.Convolution(*(nd.array(a) for a in (X, W, b)), num_filter=4,
-                       kernel=(kernel, kernel))
-    Y = nd.Pooling(nd.relu(Y), kernel=(2, 2), stride=(2, 2), pool_type='avg')
-    got = module.conv_float64(X, W, b)
-    assert got.dtype == np.float64
-    np.testing.assert_allclose(got, Y.asnumpy(), rtol=1e-5, atol=1e-5)
-
-
 # Pieces
 
-def run_conv(X, W, b, side, lanes, registers):
+def run_conv(X, W, b, side, lanes, held):
     """conv_relu_pool with its schedule, on the plain target."""
+    tiles, more = -(-len(W) // held), -len(W) % held
+    W, b = (np.pad(a, [(0, more), *((0, 0),) * (a.ndim - 1)]) for a in (W, b))
+    W = W.reshape(tiles, held, *W.shape[1:]).transpose(0, 3, 4, 2, 1)
     x, w, c = (te.placeholder(a.shape, name=name) for a, name in (
-        (X, 'X'), (W.transpose(2, 3, 1, 0), 'W'), (b, 'b')))
+        (X, 'X'), (W, 'W'), (b, 'b')))
     P = module.conv_relu_pool(lambda *at: x[at], w, c, len(X), side, 'P')
     sch = s_tir.Schedule(te.create_prim_func([x, w, c, P]))
-    reduction = module.schedule_conv(sch, 'P', lanes, registers)
+    reduction = module.schedule_conv(sch, 'P', lanes, held)
     sch.decompose_reduction(*reduction)
     out = np.full([int(n) for n in P.shape], np.nan, 'float32')
-    arrays = (np.ascontiguousarray(a) for a in (X, W.transpose(2, 3, 1, 0),
-                                                b))
+    arrays = (np.ascontiguousarray(a) for a in (X, W, b))
     tensors = [*map(tvm.runtime.tensor, arrays), tvm.runtime.tensor(out)]
     tvm.compile(sch.mod, target='llvm')['main'](*tensors)
     return tensors[-1].numpy()
@@ -91,21 +76,23 @@ def run_conv(X, W, b, side, lanes, registers):
 @settings(max_examples=examples(25))
 @given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 11),
        st.sampled_from([1, 3, 5]), st.integers(1, 5),
-       st.sampled_from([4, 8, 16]), st.sampled_from([16, 32]),
+       st.sampled_from([4, 8, 16]), st.integers(1, 6),
        st.sampled_from([1e-4, 1, 1e4]), st.sampled_from([0, 1000]))
 def test_convolution(batch, channels, outputs, kernel, side, lanes,
-                     registers, scale, offset):
+                     held, scale, offset):
     """Also one channel, sides that no vector divides, offset 1000."""
     rng = np.random.default_rng(batch + 10 * outputs)
     n = 2 * side + kernel - 1
     X = scale * (offset + rng.normal(size=(batch, channels, n, n)))
     W = rng.normal(size=(outputs, channels, kernel, kernel))
     X, W, b = (a.astype('float32') for a in (X, W, rng.normal(size=outputs)))
-    got = run_conv(X, W, b, side, lanes, registers)
-    exact = module.conv_float64(X, W, b).reshape(got.shape)
+    got = run_conv(X, W, b, side, lanes, held)
+    exact = conv_float64(X, W, b).reshape(batch, outputs, -1)
+    assert not got[:, outputs:].any()  # what fills up the last tile
+    got = got[:, :outputs]
     # n products and n additions, each rounded by 2**-24 of what it handles
     terms = W[0].size + 6
-    size = module.conv_float64(abs(X), abs(W), abs(b)).max()
+    size = conv_float64(abs(X), abs(W), abs(b)).max()
     np.testing.assert_allclose(got, exact, rtol=0,
                                atol=terms * 2 ** -24 * size)
 
@@ -135,29 +122,65 @@ def test_dense(rows, groups, vectors, features, lanes, registers):
                                atol=(features + 1) * 2 ** -24 * size)
 
 
-@given(st.integers(1, 200), st.integers(1, 64), st.sampled_from([1, 10, 25]))
-def test_plan_divides_and_is_no_worse_than_one_task_an_image(batch, threads,
-                                                             groups):
-    rows, parts = module.plan(batch, threads, groups)
-    assert batch % rows == 0 and groups % parts == 0 and 1 <= rows <= 8
+@given(st.integers(1, 200), st.integers(1, 64), st.integers(1, 60),
+       st.integers(1, 6))
+def test_plan_is_no_worse_than_any_other(batch, threads, channels, held):
+    rows, each = module.plan(batch, threads, channels, held)
+    assert batch % rows == 0 and each % held == 0 and 1 <= rows <= 8
+    assert each < channels + held
 
-    def cost(rows, parts):
-        turns = math.ceil(batch // rows * parts / threads)
-        return turns * (rows * (4 + 29 / parts) + 2 / parts)
+    def cost(rows, each):
+        """Of the thread that has most tasks, counted one by one."""
+        first, second, dense = module.TIMES
+        tasks = [0] * threads
+        for task in range(batch // rows * -(-channels // each)):
+            tasks[task % threads] += rows * first + (
+                rows * second + dense) * each / channels
+        return max(tasks)
 
-    assert cost(rows, parts) <= cost(1, 1)
+    whole = -(-channels // held) * held
+    assert cost(rows, each) <= min(cost(1, held), cost(1, whole)) + 1e-6
     if threads == 1:
-        assert parts == 1
+        assert each == whole
+
+
+@pytest.mark.parametrize('held', [3, 5])
+def test_two_threads_share_a_single_image_evenly(held):
+    rows, each = module.plan(1, 2, 50, held)
+    assert rows == 1 and 25 <= each < 25 + held
+
+
+@pytest.mark.parametrize('batch, cores', [(1, 2), (64, 1), (63, 2), (64, 4)])
+def test_only_the_ratios_of_the_times_matter(batch, cores):
+    assert module.plan(batch, cores, times=[1e6 * t for t in module.TIMES]
+                       ) == module.plan(batch, cores)
+
+
+@given(st.integers(1, 200), st.sampled_from([15, 16, 32]))
+def test_a_tile_fits_and_needs_fewest_instructions(channels, registers):
+    h = module.tile_channels(channels, registers)
+    assert 5 * h + 1 <= registers
+
+    def instructions(h):
+        return -(-channels // h) * (4 * h + h + 4)
+
+    assert all(instructions(h) <= instructions(other)
+               for other in range(1, (registers - 1) // 5 + 1))
 
 
 def test_packed_weights():
     layers = draw_layers(((3, 1, 3, 3), (4, 3, 5, 5), (5, 64), (2, 5)))
-    packed = module.packed_weights(layers, 8)
+    cut = module.Cut(lanes=8, first=1, second=2, rows=1, each=6)
+    packed = module.packed_weights(layers, cut)
     assert [a.shape for a in packed] == [
-        (3, 3, 1, 3), (3,), (5, 5, 3, 4), (4,), (64, 8), (8,), (8, 8), (8,)]
-    np.testing.assert_array_equal(packed[2][4, 1, 2, 3],
+        (3, 3, 3, 1, 1), (3,), (3, 5, 5, 3, 2), (6,), (96, 8), (8,),
+        (8, 8), (8,)]
+    np.testing.assert_array_equal(packed[2][1, 4, 1, 2, 1],
                                   layers[1][0][3, 2, 4, 1])
+    np.testing.assert_array_equal(packed[4][:64, :5], layers[2][0].T)
     np.testing.assert_array_equal(packed[6][:5, :2], layers[3][0].T)
+    assert not packed[2][2].any() and not packed[3][4:].any()
+    assert not packed[4][64:].any()
     for i, outputs in ((4, 5), (5, 5), (6, 2), (7, 2)):
         assert not packed[i][..., outputs:].any()
     assert not packed[6][5:].any()
@@ -203,7 +226,7 @@ def test_targets_that_this_machine_can_run(cpu):
 
 
 @pytest.mark.parametrize('cpu, triple, lanes, held', [
-    ('x86-64', LINUX, 4, 2), ('x86-64-v3', LINUX, 8, 2),
+    ('x86-64', LINUX, 4, 2), ('x86-64-v3', LINUX, 8, 3),
     ('x86-64-v4', LINUX, 16, 5), ('', 'aarch64-linux-gnu', 4, 5)])
 def test_the_tile_follows_the_target(cpu, triple, lanes, held):
     options = {'mcpu': cpu} if cpu else {}
@@ -271,6 +294,16 @@ def test_results_are_new_writable_arrays():
     first[...] = 0
 
 
+def test_threads_wait_for_each_other():
+    layers, batch = draw_layers(), 16
+    network = module.compile_network(layers, batch, threads=1)
+    images = [draw_images(batch, seed) for seed in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        for got, given_images in zip(pool.map(network, images), images,
+                                     strict=True):
+            check(got, layers, given_images)
+
+
 @pytest.mark.parametrize('offset', [0, 4, 20])
 def test_any_address(offset):
     images = draw_images(2)
@@ -317,23 +350,23 @@ F = np.float32
     ([*draw_layers()[:3], draw_layers()[3][:1]], ValueError,
      r'layers\[3\]: expected a pair'),
     (changed(1, b=np.zeros(50)), TypeError,
-     r'layers\[1\]: expected arrays of float32, got float64'),
-    (changed(0, W=[1]), TypeError, r'layers\[0\]: expected arrays.*list'),
+     r'b of layers\[1\]: expected .* of float32, got float64'),
+    (changed(0, W=[1]), TypeError, r'W of layers\[0\]: expected a.*list'),
     (changed(0, W=np.ones((20, 3, 3, 3), F)), ValueError,
-     r'layers\[0\]: expected W of shape \(out, 1, k, k\) with odd k.*'
+     r'W of layers\[0\]: expected shape \(any, 1, any, any\), '
      r'got \(20, 3, 3, 3\)'),
     (changed(0, W=np.ones((20, 1, 3, 5), F)), ValueError, r'layers\[0\]'),
-    (changed(0, W=np.ones((20, 1, 4, 4), F)), ValueError, r'layers\[0\]'),
+    (changed(0, W=np.ones((20, 1, 4, 4), F)), ValueError, 'with odd k, got'),
     (changed(1, W=np.ones((50, 20, 25), F)), ValueError, r'layers\[1\]'),
     (changed(1, b=np.ones(49, F)), ValueError, r'layers\[1\].*\(49,\)'),
     (changed(1, W=np.ones((50, 20, 13, 13), F)), ValueError,
-     'leave nothing of 28 x 28'),
+     r'W of layers\[1\]: expected a smaller kernel'),
     (changed(2, W=np.ones((128, 801), F)), ValueError,
-     r'layers\[2\]: expected W of shape \(out, 800\) and'),
+     r'W of layers\[2\]: expected shape \(any, 800\), got'),
     (changed(2, W=np.ones((0, 800), F), b=np.ones(0, F)), ValueError,
-     r'layers\[2\]'),
+     r'layers\[2\]: .*at least one output'),
     (changed(3, W=np.ones((10, 127), F)), ValueError,
-     r'layers\[3\]: expected W of shape \(out, 128\)')])
+     r'W of layers\[3\]: expected shape \(any, 128\)')])
 def test_layers_that_do_not_fit(layers, error, words):
     for function in (module.check_layers,
                      lambda layers: module.network_module(layers, 1)):
@@ -357,26 +390,22 @@ def test_numbers_that_are_none(name, value, error):
         module.plan(**arguments)
 
 
-@pytest.mark.parametrize('name', ['batch', 'parts', 'lanes'])
+@pytest.mark.parametrize('name', ['channels', 'held'])
 @pytest.mark.parametrize(('value', 'error'), NO_COUNTS)
-def test_numbers_of_a_program_that_are_none(name, value, error):
-    arguments = {'batch': 1, 'parts': 1, 'lanes': 4, name: value}
+def test_numbers_of_a_plan_that_are_none(name, value, error):
     with pytest.raises(error, match=f'^{name}: expected '):
-        module.network_program(draw_layers(), **arguments)
+        module.plan(1, 1, **{name: value})
 
 
-def test_other_numbers_that_are_none():
-    with pytest.raises(ValueError, match=r'^lanes: expected 1 or more'):
-        module.packed_weights(draw_layers(), 0)
-    with pytest.raises(ValueError, match=r'^groups: expected 1 or m'):
-        module.plan(1, 1, 0)
-
-
-@pytest.mark.parametrize('parts', [3, 7, 100])
-def test_parts_that_drop_channels(parts):
-    with pytest.raises(ValueError, match='parts: expected a divisor of 50, '
-                       f'the channels, got {parts}'):
-        module.network_program(draw_layers(), 1, parts, 4)
+@pytest.mark.parametrize(('value', 'error'), NO_COUNTS)
+def test_other_numbers_that_are_none(value, error):
+    cut = module.Cut(8, 2, 3, 1, 51)
+    with pytest.raises(error, match=r'^batch: expected '):
+        module.network_program(draw_layers(), value, cut)
+    with pytest.raises(error, match=r'^channels: expected '):
+        module.tile_channels(value, 16)
+    with pytest.raises(error, match=r'^registers: expected '):
+        module.tile_channels(50, value)
 
 
 @pytest.mark.parametrize('target, words', [
@@ -405,8 +434,8 @@ def test_images_that_do_not_fit():
     network = module.compile_network(draw_layers(), 2)
     images = draw_images(2)
     for wrong in (images.astype('float64'), images.tolist(), None):
-        with pytest.raises(TypeError, match='images: expected an array of '
-                           'float32'):
+        with pytest.raises(TypeError, match='images: expected a NumPy array '
+                           'of float32'):
             network(wrong)
     for wrong in (images[:1], images[:, 0], images[..., :27]):
         with pytest.raises(ValueError, match=r'images: expected shape '
