@@ -4,8 +4,11 @@
 
 import math
 import numbers
+import os
 import timeit
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,87 +21,15 @@ from d2ltvm.tvm_inference import batch_norm_mxnet, get_bn_data, \
 with needed_for('d2ltvm.cpu_schedule'):
     import tvm
     from tvm import s_tir, te, tirx
+    from tvm.ir.expr import StringImm
     from tvm.script import tirx as T
     from tvm.target import Target, codegen
 
 __all__ = ['PARALLEL_FROM', 'STREAM_FROM', 'aligned_empty', 'bench_bn_mxnet',
-           'bench_bn_tvm', 'bench_workload', 'bn_timer_mxnet', 'check_build',
-           'cpu_target', 'host_target', 'inference_kernel',
+           'bench_bn_tvm', 'bench_workload', 'bn_timer_mxnet', 'calm_threads',
+           'check_build', 'cpu_target', 'host_target', 'inference_kernel',
            'inference_schedule', 'parallel_copy', 'peak_rate', 'relu',
            'vector_lanes']
-
-
-# chapters/cpu_schedule.ipynb, cell fn-parallel-copy
-def parallel_copy(count: int, parts: int | None = None) -> Callable[..., None]:
-    """Compile a copy of float32 data that all threads share.
-
-    Parameters
-    ----------
-    count : int
-        Number of elements.
-    parts : int, optional
-        Number of pieces; by default one for each thread of TVM.
-
-    Returns
-    -------
-    callable
-        ``copy(X, out)`` for tensors of shape (count,), float32.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If `count` or `parts` is not a positive integer.
-    """
-    parts = tvm.runtime.num_threads() if parts is None else parts
-    check_count('count', count)
-    check_count('parts', parts)
-    count, step = int(count), -(-int(count) // int(parts))
-    pieces = -(-count // step)
-
-    @T.prim_func(s_tir=True)
-    def main(X: T.Buffer((count,), 'float32'),
-             out: T.Buffer((count,), 'float32')):
-        for i in T.parallel(pieces):
-            T.evaluate(T.call_extern(
-                'int64', 'memcpy', T.address_of(out[i * step]),
-                T.address_of(X[i * step]),
-                T.int64(4) * T.Cast('int64', T.min(step, count - i * step))))
-    return tvm.compile(main, target='llvm')['main']
-
-
-# chapters/cpu_schedule.ipynb, cell fn-aligned-empty
-def aligned_empty(shape: int | tuple[int, ...],
-                  dtype: npt.DTypeLike = 'float32') -> np.ndarray:
-    """Allocate an array that starts at a multiple of 64 bytes.
-
-    Parameters
-    ----------
-    shape : int or tuple of int
-        None of them negative.
-    dtype : dtype
-        Of numbers.
-
-    Returns
-    -------
-    ndarray
-        Contiguous, not initialised. TVM and the other engines of this
-        book can share its memory.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If `shape` or `dtype` is something else.
-    """
-    lengths = shape if isinstance(shape, tuple | list) else (shape,)
-    for length in lengths:
-        check_count('shape', length, 0)
-    made = np.dtype(dtype)
-    if made.hasobject or not made.itemsize:
-        raise TypeError(f'dtype: expected one of numbers, got {made}')
-    size = math.prod(map(int, lengths)) * made.itemsize
-    memory = np.empty(size + 64, 'uint8')
-    start = -memory.ctypes.data % 64
-    return memory[start:start + size].view(made).reshape(lengths)
 
 
 # chapters/cpu_schedule.ipynb, cell fn-host-target
@@ -150,6 +81,196 @@ def vector_lanes(target: Target) -> int:
     return 16 if 'avx512f' in features else 8 if 'avx' in features else 4
 
 
+# chapters/cpu_schedule.ipynb, cell fn-cpu-target
+def cpu_target(target: Target | dict | str | None = None,
+               here: bool = False) -> Target:
+    """A checked target for the processor.
+
+    Parameters
+    ----------
+    target : tvm.target.Target, dict or str, optional
+        Of kind llvm; `host_target()` by default.
+    here : bool
+        Whether the code is to run on this machine.
+
+    Returns
+    -------
+    tvm.target.Target
+
+    Raises
+    ------
+    ValueError
+        If TVM refuses it, it is of another kind, LLVM does not know the
+        machine or the processor that it names, or `here` is true and the
+        machine is of another architecture.
+    """
+    try:
+        made = host_target() if target is None else Target(target)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f'target: TVM refuses {target!r}') from error
+    if made.kind.name != 'llvm':
+        raise ValueError(f'target: expected kind llvm, got {made}')
+    cpu, system = made.attrs.get('mcpu'), codegen.llvm_get_system_triple()
+    triple = made.attrs.get('mtriple') or system
+    if not codegen.llvm_is_valid_cpu('generic', triple):
+        raise ValueError(f'target: LLVM knows no machine {triple!r}')
+    if cpu and not codegen.llvm_is_valid_cpu(cpu, triple):
+        raise ValueError(f'target: LLVM knows no processor {cpu!r} and would '
+                         'build for a generic one; see host_target')
+    if here and triple.split('-')[0] != system.split('-')[0]:
+        raise ValueError('target: expected the architecture of this machine, '
+                         f'as in {system!r}, got {triple!r}')
+    return made
+
+
+# chapters/cpu_schedule.ipynb, cell fn-aligned-empty
+def aligned_empty(shape: int | tuple[int, ...],
+                  dtype: npt.DTypeLike = 'float32') -> np.ndarray:
+    """Allocate an array that starts at a multiple of 64 bytes.
+
+    Parameters
+    ----------
+    shape : int or tuple of int
+        None of them negative.
+    dtype : dtype
+        Of numbers.
+
+    Returns
+    -------
+    ndarray
+        Contiguous, not initialised. TVM and the other engines of this
+        book can share its memory.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `shape` or `dtype` is something else.
+    """
+    lengths = shape if isinstance(shape, tuple | list) else (shape,)
+    for length in lengths:
+        check_count('shape', length, 0)
+    made = np.dtype(dtype)
+    if made.hasobject or not made.itemsize:
+        raise TypeError(f'dtype: expected one of numbers, got {made}')
+    size = math.prod(map(int, lengths)) * made.itemsize
+    memory = np.empty(size + 64, 'uint8')
+    start = -memory.ctypes.data % 64
+    return memory[start:start + size].view(made).reshape(lengths)
+
+
+# chapters/cpu_schedule.ipynb, cell fn-calm-threads
+def calm_threads() -> None:
+    """Let TVM's threads neither be pinned to cores nor spin.
+
+    Sets the environment variables `TVM_BIND_THREADS` and
+    `TVM_THREAD_POOL_SPIN_COUNT` to 0, each only if it is not set yet. TVM
+    reads them when its threads start, at the first parallel call of the
+    process; afterwards this function changes nothing.
+    """
+    os.environ.setdefault('TVM_BIND_THREADS', '0')
+    os.environ.setdefault('TVM_THREAD_POOL_SPIN_COUNT', '0')
+
+
+# chapters/cpu_schedule.ipynb, cell fn-parallel-copy
+def parallel_copy(count: int, parts: int | None = None) -> Callable[..., None]:
+    """Compile a copy of float32 data that all threads share.
+
+    Parameters
+    ----------
+    count : int
+        Number of elements.
+    parts : int, optional
+        Number of pieces; by default one for each thread of TVM.
+
+    Returns
+    -------
+    callable
+        ``copy(X, out)`` for tensors of shape (count,), float32.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `count` or `parts` is not a positive integer.
+    """
+    check_count('count', count)
+    parts = tvm.runtime.num_threads() if parts is None else parts
+    check_count('parts', parts)
+    calm_threads()
+    count, step = int(count), -(-int(count) // int(parts))
+    pieces = -(-count // step)
+
+    @T.prim_func(s_tir=True)
+    def main(X: T.Buffer((count,), 'float32'),
+             out: T.Buffer((count,), 'float32')):
+        for i in T.parallel(pieces):
+            T.evaluate(T.call_extern(
+                'int64', 'memcpy', T.address_of(out[i * step]),
+                T.address_of(X[i * step]),
+                T.int64(4) * T.Cast('int64', T.min(step, count - i * step))))
+    return tvm.compile(main, target='llvm')['main']
+
+
+# chapters/cpu_schedule.ipynb, cell fn-peak-rate
+def peak_rate(threads: int = 1,
+              target: Target | dict | str | None = None) -> float:
+    """Measure how many multiply-adds in float32 the processor can do.
+
+    Each thread keeps 12 vectors in registers and turns every x into
+    x / 2 + 1, over and over: memory is not touched.
+
+    Parameters
+    ----------
+    threads : int
+        How many work at the same time; 1 for the rate of one core.
+    target : tvm.target.Target, dict or str, optional
+        Of kind llvm, for this machine; `host_target()` by default.
+
+    Returns
+    -------
+    float
+        Multiply-adds per second of all threads together, each of them
+        two operations: the best of 30 runs, since other programs can
+        only slow it down.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `threads` is no positive integer or more than TVM has, or
+        `cpu_target` refuses the target.
+    """
+    check_count('threads', threads)
+    if threads > 1 and threads > (most := tvm.runtime.num_threads()):
+        raise ValueError(f'threads: expected {most} or less, as TVM has, '
+                         f'got {threads}')
+    calm_threads()
+    made = cpu_target(target, here=True)
+    lanes, held, rounds = vector_lanes(made), 12, 2 ** 15
+    threads, width = int(threads), held * lanes
+    loop = T.parallel if threads > 1 else T.serial  # one needs no pool
+
+    @T.prim_func(s_tir=True)
+    def main(X: T.Buffer((threads, width), 'float32')):
+        for t in loop(threads):
+            with T.sblock('peak'):
+                row = T.axis.spatial(threads, t)
+                a = T.sblock_alloc_buffer((width,), scope='local')
+                for i in T.vectorized(width):
+                    a[i] = X[row, i]
+                for _ in range(rounds):
+                    for i in T.unroll(held):
+                        for v in T.vectorized(lanes):
+                            a[i * lanes + v] = a[i * lanes + v] * T.float32(
+                                0.5) + T.float32(1)
+                for i in T.vectorized(width):
+                    X[row, i] = a[i]
+    kernel = tvm.compile(main, target=made)['main']
+    X = tvm.runtime.tensor(np.zeros((threads, width), 'float32'))
+    seconds = min(timeit.repeat(lambda: kernel(X), number=1, repeat=30))
+    if not (X.numpy() == 2).all():  # the limit of x / 2 + 1
+        raise RuntimeError('the kernel has computed something else')
+    return rounds * threads * width / seconds
+
+
 # chapters/cpu_schedule.ipynb, cell fn-program
 PARALLEL_FROM = 2 ** 15  # elements; starting threads costs microseconds
 
@@ -184,7 +305,6 @@ def _program(shape: tuple[int, ...], dtype: str,
              gamma: T.Buffer(each, f32, align=4),
              beta: T.Buffer(each, f32, align=4),
              out: T.Buffer((N, C, H, W), dtype, align=4)):
-        T.func_attr({'tirx.noalias': True})
         scale = T.sblock_alloc_buffer((C,))
         shift = T.sblock_alloc_buffer((C,))
         for i in range(C):
@@ -311,7 +431,6 @@ def _streaming_program(shape: tuple[int, ...], lanes: int, eps: float,
              gamma: T.Buffer(each, f32, align=4),
              beta: T.Buffer(each, f32, align=4),
              out: T.Buffer((N, C, H, W), f32, align=4)):
-        T.func_attr({'tirx.noalias': True})
         x = T.decl_buffer((rows, length), f32, data=X.data, align=4)
         y = T.decl_buffer((rows, length), f32, data=out.data, align=4)
         with T.attr(0, 'pragma_import_llvm', _STREAM):
@@ -342,45 +461,50 @@ def _streaming_program(shape: tuple[int, ...], lanes: int, eps: float,
 
 
 # chapters/cpu_schedule.ipynb, cell fn-inference-kernel
-def cpu_target(target: Target | dict | str | None = None,
-               here: bool = False) -> Target:
-    """A checked target for the processor.
+_ADDRESS = '''
+define i64 @d2ltvm_address(ptr %p) alwaysinline {
+  %address = ptrtoint ptr %p to i64
+  ret i64 %address
+}
+'''
 
-    Parameters
-    ----------
-    target : tvm.target.Target, dict or str, optional
-        Of kind llvm; `host_target()` by default.
-    here : bool
-        Whether the code is to run on this machine.
 
-    Returns
-    -------
-    tvm.target.Target
+# chapters/cpu_schedule.ipynb, cell fn-inference-kernel
+def _apart(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """The program, which first looks whether `out` overlaps an input."""
+    *inputs, out = func.params
 
-    Raises
-    ------
-    ValueError
-        If TVM refuses it, it is of another kind, LLVM does not know the
-        machine or the processor that it names, or `here` is true and the
-        machine is of another architecture.
-    """
-    try:
-        made = host_target() if target is None else Target(target)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f'target: TVM refuses {target!r}') from error
-    if made.kind.name != 'llvm':
-        raise ValueError(f'target: expected kind llvm, got {made}')
-    cpu, system = made.attrs.get('mcpu'), codegen.llvm_get_system_triple()
-    triple = made.attrs.get('mtriple') or system
-    if not codegen.llvm_is_valid_cpu('generic', triple):
-        raise ValueError(f'target: LLVM knows no machine {triple!r}')
-    if cpu and not codegen.llvm_is_valid_cpu(cpu, triple):
-        raise ValueError(f'target: LLVM knows no processor {cpu!r} and would '
-                         'build for a generic one; see host_target')
-    if here and triple.split('-')[0] != system.split('-')[0]:
-        raise ValueError('target: expected the architecture of this machine, '
-                         f'as in {system!r}, got {triple!r}')
-    return made
+    def span(buffer):
+        first = tirx.address_of(buffer[(0,) * len(buffer.shape)])
+        start = tirx.call_extern('int64', 'd2ltvm_address', first)
+        size = math.prod(map(int, buffer.shape)) * np.dtype(
+            str(buffer.dtype)).itemsize
+        return start, start + tirx.const(size, 'int64')
+
+    def check(buffer, same):
+        (start, end), (begin, stop) = span(buffer), span(out)
+        fits = tirx.any(end <= begin, stop <= start,
+                        *([start == begin] if same else []))
+        message = (f'out: expected {"X itself, or " if same else ""}memory '
+                   f'apart from {buffer.name}')
+        return tirx.AssertStmt(fits, StringImm('ValueError'),
+                               [StringImm(message)])
+
+    body = tirx.SeqStmt([*(check(buffer, buffer is inputs[0])
+                           for buffer in inputs), func.body])
+    return func.with_body(tirx.AttrStmt(
+        tirx.const(0, 'int32'), 'pragma_import_llvm', StringImm(_ADDRESS),
+        body))
+
+
+# chapters/cpu_schedule.ipynb, cell fn-inference-kernel
+def _lend(array: Any) -> Any:
+    """A view of a read-only array that TVM accepts; it must only read."""
+    if not isinstance(array, np.ndarray) or array.flags.writeable:
+        return array
+    facts = array.__array_interface__
+    return np.asarray(SimpleNamespace(base=array, __array_interface__={
+        **facts, 'data': (facts['data'][0], False)}))
 
 
 # chapters/cpu_schedule.ipynb, cell fn-inference-kernel
@@ -405,11 +529,12 @@ def inference_kernel(shape: tuple[int, ...],
     -------
     callable
         ``bn(X, mean, var, gamma, beta, out)`` writes to `out`. It takes
-        TVM tensors and NumPy arrays at any address: `X` and `out` of
-        this shape and dtype, the others float32 of shape (C, 1, 1).
-        `out` may be `X`, but not overlap it otherwise. A negative
-        variance gives NaN. Arguments that do not fit raise TypeError or
-        ValueError.
+        TVM tensors and NumPy arrays at any address, of which only `out`
+        has to be writeable: `X` and `out` of this shape and dtype, the
+        others float32 of shape (C, 1, 1). `out` may be `X` itself, but
+        not overlap it or another input otherwise. A negative variance
+        gives NaN. Arguments that do not fit raise TypeError or ValueError,
+        and nothing is written.
 
     Raises
     ------
@@ -425,8 +550,20 @@ def inference_kernel(shape: tuple[int, ...],
             and N * C * H * W >= STREAM_FROM):
         program = _streaming_program(shape, lanes, eps)
     else:
-        program = inference_schedule(shape, lanes, dtype, eps).mod
-    return tvm.compile(program, target=target)['main']
+        program = inference_schedule(shape, lanes, dtype, eps).mod['main']
+    calm_threads()
+    main = tvm.compile(_apart(program), target=target)['main']
+
+    def bn(*args: Any) -> None:
+        try:
+            main(*args)
+            return
+        except (BufferError, TypeError):
+            lent = [_lend(array) for array in args[:5]]
+            if all(a is b for a, b in zip(lent, args, strict=False)):
+                raise
+        main(*lent, *args[5:])
+    return bn
 
 
 # chapters/cpu_schedule.ipynb, cell fn-relu
@@ -488,7 +625,7 @@ def bench_workload(workload: Callable[[int], float]) -> float:
 
 
 # chapters/cpu_schedule.ipynb, cell fn-bench-tvm
-def _check_sizes(sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+def _size_pairs(sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """The sizes as a list of pairs."""
     try:
         return [(c, n) for c, n in sizes]
@@ -517,12 +654,13 @@ def bench_bn_tvm(func: Callable[[tuple[int, int]],
     Returns
     -------
     ndarray, shape (len(sizes),), float64
-        Seconds per call.
+        Seconds per call from Python.
 
     Raises
     ------
     TypeError, ValueError
-        If `func` is no function, or `sizes` holds something else.
+        If `func` is no function or returns something else, or `sizes`
+        holds something else.
     """
     if not callable(func):
         raise TypeError(f'func: expected a function, got {func!r}')
@@ -532,15 +670,21 @@ def bench_bn_tvm(func: Callable[[tuple[int, int]],
 
     def seconds(c: int, n: int) -> float:
         made = func((c, n))
-        module = tvm.compile(getattr(made, 'mod', made), target=target).jit()
+        if isinstance(made, s_tir.Schedule):
+            made = made.mod
+        if not isinstance(made, tvm.IRModule):
+            raise TypeError('func: expected it to return a schedule or an '
+                            f'IRModule, got {type(made).__name__}; of '
+                            '(sch, args), return sch alone')
+        kernel = tvm.compile(made, target=target)['main']
         tensors = get_bn_data(c, n, lambda array: tvm.runtime.tensor(
             array, device=device))
 
-        def workload(nrepeats: int) -> float:
-            timer = module.time_evaluator('main', device, number=nrepeats)
-            return timer(*tensors).mean * nrepeats
-        return bench_workload(workload)
-    return np.array([seconds(c, n) for c, n in _check_sizes(sizes)])
+        def run() -> None:
+            kernel(*tensors)
+            device.sync()
+        return bench_workload(timeit.Timer(run).timeit)
+    return np.array([seconds(c, n) for c, n in _size_pairs(sizes)])
 
 
 # chapters/cpu_schedule.ipynb, cell fn-bench-mxnet
@@ -594,7 +738,7 @@ def bench_bn_mxnet(sizes: Sequence[tuple[int, int]],
     Returns
     -------
     ndarray, shape (len(sizes),), float64
-        Seconds per call.
+        Seconds per call from Python.
 
     Raises
     ------
@@ -602,64 +746,4 @@ def bench_bn_mxnet(sizes: Sequence[tuple[int, int]],
         As for `bn_timer_mxnet`, or if `sizes` holds something else.
     """
     return np.array([bench_workload(bn_timer_mxnet(c, n, ctx))
-                     for c, n in _check_sizes(sizes)])
-
-
-# chapters/cpu_schedule.ipynb, cell fn-peak-rate
-def peak_rate(threads: int = 1,
-              target: Target | dict | str | None = None) -> float:
-    """Measure how many multiply-adds in float32 the processor can do.
-
-    Each thread keeps 12 vectors in registers and turns every x into
-    x / 2 + 1, over and over: memory is not touched.
-
-    Parameters
-    ----------
-    threads : int
-        How many work at the same time; 1 for the rate of one core.
-    target : tvm.target.Target, dict or str, optional
-        Of kind llvm, for this machine; `host_target()` by default.
-
-    Returns
-    -------
-    float
-        Multiply-adds per second of all threads together, each of them
-        two operations: the best of 30 runs, since other programs can
-        only slow it down.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If `threads` is no positive integer or more than TVM has, or
-        `cpu_target` refuses the target.
-    """
-    check_count('threads', threads)
-    if threads > 1 and threads > (most := tvm.runtime.num_threads()):
-        raise ValueError(f'threads: expected {most} or less, as TVM has, '
-                         f'got {threads}')
-    made = cpu_target(target, here=True)
-    lanes, held, rounds = vector_lanes(made), 12, 2 ** 15
-    threads, width = int(threads), held * lanes
-    loop = T.parallel if threads > 1 else T.serial  # one needs no pool
-
-    @T.prim_func(s_tir=True)
-    def main(X: T.Buffer((threads, width), 'float32')):
-        for t in loop(threads):
-            with T.sblock('peak'):
-                row = T.axis.spatial(threads, t)
-                a = T.sblock_alloc_buffer((width,), scope='local')
-                for i in T.vectorized(width):
-                    a[i] = X[row, i]
-                for _ in range(rounds):
-                    for i in T.unroll(held):
-                        for v in T.vectorized(lanes):
-                            a[i * lanes + v] = a[i * lanes + v] * T.float32(
-                                0.5) + T.float32(1)
-                for i in T.vectorized(width):
-                    X[row, i] = a[i]
-    kernel = tvm.compile(main, target=made)['main']
-    X = tvm.runtime.tensor(np.zeros((threads, width), 'float32'))
-    seconds = min(timeit.repeat(lambda: kernel(X), number=1, repeat=30))
-    if not (X.numpy() == 2).all():  # the limit of x / 2 + 1
-        raise RuntimeError('the kernel has computed something else')
-    return rounds * threads * width / seconds
+                     for c, n in _size_pairs(sizes)])

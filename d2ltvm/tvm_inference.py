@@ -19,72 +19,6 @@ __all__ = ['batch_norm', 'batch_norm_float64', 'batch_norm_mxnet', 'bn_error',
            'get_bn_data', 'get_bn_data_mxnet', 'run_bn']
 
 
-# chapters/tvm_inference.ipynb, cell fn-reference
-def batch_norm_float64(X: np.ndarray, mean: np.ndarray, var: np.ndarray,
-                       gamma: np.ndarray, beta: np.ndarray,
-                       eps: float = 1e-5) -> np.ndarray:
-    """Batch norm with given statistics, computed in float64 by NumPy.
-
-    Parameters
-    ----------
-    X : ndarray, shape (..., c, h, w)
-    mean, var, gamma, beta : ndarray, shape (c, 1, 1)
-        One value per channel.
-    eps : float
-        Added to the variance.
-
-    Returns
-    -------
-    ndarray, shape of `X`, float64
-
-    Raises
-    ------
-    ValueError
-        If a shape does not fit.
-    """
-    X, mean, var, gamma, beta = (np.asarray(array, 'float64')
-                                 for array in (X, mean, var, gamma, beta))
-    for array in (mean, var, gamma, beta):
-        if X.ndim < 3 or array.shape != (X.shape[-3], 1, 1):
-            raise ValueError('mean, var, gamma, beta must have shape (c, 1, 1)'
-                             f', X (..., c, h, w), got {array.shape}, '
-                             f'{X.shape}')
-    return (X - mean) / np.sqrt(var + eps) * gamma + beta
-
-
-# chapters/tvm_inference.ipynb, cell fn-reference
-def bn_error(Y: np.ndarray, X: np.ndarray, mean: np.ndarray, var: np.ndarray,
-             gamma: np.ndarray, beta: np.ndarray, eps: float = 1e-5) -> float:
-    """Largest error of `Y`, relative to the size of the terms in it.
-
-    Parameters
-    ----------
-    Y : ndarray, shape of `X`
-        The result to be judged.
-    X, mean, var, gamma, beta, eps
-        As for `batch_norm_float64`.
-
-    Returns
-    -------
-    float
-        Maximum of |Y - exact| / (|gamma| (|X| + |mean|) / sqrt(var + eps)
-        + |beta|); a correct float32 operator stays below 1e-6 (no unit).
-
-    Raises
-    ------
-    ValueError
-        If a shape does not fit.
-    """
-    exact = batch_norm_float64(X, mean, var, gamma, beta, eps)
-    if np.shape(Y) != exact.shape:
-        raise ValueError(f'Y must have shape {exact.shape}, got {np.shape(Y)}')
-    terms = batch_norm_float64(abs(X), -abs(mean), var, abs(gamma),
-                               abs(beta), eps)
-    # 0 / 0 counts as no error
-    terms = np.maximum(terms, np.finfo('float32').tiny)
-    return float((abs(Y - exact) / terms).max())
-
-
 # chapters/tvm_inference.ipynb, cell fn-checks
 def _check_sizes(c: int, n: int) -> None:
     """Refuse sizes that are not positive integers, or too large."""
@@ -175,6 +109,72 @@ def get_bn_data(c: int, n: int,
     arrays = (data, mean, np.absolute(var), gamma, beta,
               np.empty((c, n, n), 'float32'))
     return arrays if constructor is None else tuple(map(constructor, arrays))
+
+
+# chapters/tvm_inference.ipynb, cell fn-reference
+def batch_norm_float64(X: np.ndarray, mean: np.ndarray, var: np.ndarray,
+                       gamma: np.ndarray, beta: np.ndarray,
+                       eps: float = 1e-5) -> np.ndarray:
+    """Batch norm with given statistics, computed in float64 by NumPy.
+
+    Parameters
+    ----------
+    X : ndarray, shape (..., c, h, w)
+    mean, var, gamma, beta : ndarray, shape (c, 1, 1)
+        One value per channel.
+    eps : float
+        Added to the variance.
+
+    Returns
+    -------
+    ndarray, shape of `X`, float64
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit.
+    """
+    X, mean, var, gamma, beta = (np.asarray(array, 'float64')
+                                 for array in (X, mean, var, gamma, beta))
+    for array in (mean, var, gamma, beta):
+        if X.ndim < 3 or array.shape != (X.shape[-3], 1, 1):
+            raise ValueError('mean, var, gamma, beta must have shape (c, 1, 1)'
+                             f', X (..., c, h, w), got {array.shape}, '
+                             f'{X.shape}')
+    return (X - mean) / np.sqrt(var + eps) * gamma + beta
+
+
+# chapters/tvm_inference.ipynb, cell fn-reference
+def bn_error(Y: np.ndarray, X: np.ndarray, mean: np.ndarray, var: np.ndarray,
+             gamma: np.ndarray, beta: np.ndarray, eps: float = 1e-5) -> float:
+    """Largest error of `Y`, relative to the size of the terms in it.
+
+    Parameters
+    ----------
+    Y : ndarray, shape of `X`
+        The result to be judged.
+    X, mean, var, gamma, beta, eps
+        As for `batch_norm_float64`.
+
+    Returns
+    -------
+    float
+        Maximum of |Y - exact| / (|gamma| (|X| + |mean|) / sqrt(var + eps)
+        + |beta|); a correct float32 operator stays below 1e-6 (no unit).
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit.
+    """
+    exact = batch_norm_float64(X, mean, var, gamma, beta, eps)
+    if np.shape(Y) != exact.shape:
+        raise ValueError(f'Y must have shape {exact.shape}, got {np.shape(Y)}')
+    terms = batch_norm_float64(abs(X), -abs(mean), var, abs(gamma),
+                               abs(beta), eps)
+    # 0 / 0 counts as no error
+    terms = np.maximum(terms, np.finfo('float32').tiny)
+    return float((abs(Y - exact) / terms).max())
 
 
 # chapters/tvm_inference.ipynb, cell fn-check-arrays

@@ -189,6 +189,68 @@ def test_tensors_and_output_in_the_place_of_the_input(kernel, arrays):
     assert bn_error(expected, *arrays) < BOUND
 
 
+@pytest.mark.parametrize('place', range(5))
+def test_inputs_may_be_read_only(kernel, arrays, place):
+    expected = run(kernel, arrays)
+    arrays[place].flags.writeable = False
+    assert run(kernel, arrays).tobytes() == expected.tobytes()
+    assert not arrays[place].flags.writeable
+    with pytest.raises(TypeError, match='Expected 6 arguments'):
+        kernel(*arrays)
+
+
+def test_a_file_mapped_for_reading(kernel, arrays, tmp_path):
+    np.save(tmp_path / 'X.npy', arrays[0])
+    expected = run(kernel, arrays)
+    arrays[0] = np.load(tmp_path / 'X.npy', mmap_mode='r')
+    assert run(kernel, arrays).tobytes() == expected.tobytes()
+
+
+OVERLAPPING = ((2, 3, 13, 5), (1, 64, 40, 41), (4, 64, 224, 224))
+
+
+@pytest.mark.parametrize('shape', OVERLAPPING)
+@pytest.mark.parametrize('form', ['arrays', 'tensors'])
+def test_output_over_an_input_is_refused(shape, form):
+    """Whether it begins within the input or ends in it, and by name."""
+    kernel, size = module.inference_kernel(shape), math.prod(shape)
+    share = tvm.runtime.from_dlpack if form == 'tensors' else lambda a: a
+    memory, out = module.aligned_empty(2 * size), module.aligned_empty(shape)
+    params = [module.aligned_empty((shape[1], 1, 1)) for _ in range(4)]
+    for array in memory, out, *params:
+        array[:] = 1
+    parts = [memory[i:i + size].reshape(shape) for i in (0, 16)]
+    for X, beyond in (parts, parts[::-1]):
+        with pytest.raises(ValueError, match=r'^out: expected X itself, or '
+                           'memory apart from X'):
+            kernel(*map(share, (X, *params, beyond)))
+    within = out.reshape(-1)[:shape[1]].reshape(-1, 1, 1)
+    for place, name in enumerate(('mean', 'var', 'gamma', 'beta')):
+        given = [*params[:place], within, *params[place + 1:]]
+        with pytest.raises(ValueError, match='^out: expected memory apart '
+                           f'from {name}'):
+            kernel(*map(share, (parts[0], *given, out)))
+    assert (memory == 1).all() and (out == 1).all()
+
+
+def test_neighbours_are_no_overlap():
+    shape = (1, 4, 2, 2)
+    memory = np.ones(16 + 4 + 16, 'float32')
+    X, mean, out = (memory[i:i + n] for i, n in ((0, 16), (16, 4), (20, 16)))
+    module.inference_kernel(shape)(
+        X.reshape(shape), mean.reshape(4, 1, 1), *np.ones((3, 4, 1, 1),
+                                                          'float32'),
+        out.reshape(shape))
+    np.testing.assert_allclose(out, 1)
+
+
+@pytest.mark.parametrize('made', [
+    lambda: module.inference_schedule((1, 64, 40, 41), 8).mod['main'],
+    lambda: module._streaming_program((1, 64, 40, 41), 8, 1e-5)])
+def test_programs_promise_nothing_of_aliases(made):
+    assert 'tirx.noalias' not in (made().attrs or {})
+
+
 def test_nan_stays_where_it_is(kernel, arrays):
     arrays[0][1, 2, 3, 4] = math.nan
     arrays[2][0] = -1  # a negative variance
@@ -229,6 +291,16 @@ def test_property_no_condition_is_left(shape, lanes):
 def test_bad_lanes(lanes, error):
     with pytest.raises(error, match=r'^lanes: expected'):
         module.inference_schedule((1, 2, 3, 4), lanes)
+
+
+@pytest.mark.parametrize('shape, loop', [
+    ((1, 32, 28, 28), None), ((1, 64, 28, 28), 64),
+    ((1, 1, 999, 999), 999 ** 2 // 8), ((64, 1000, 1, 1), 64)])
+def test_where_the_program_becomes_parallel(shape, loop):
+    text = module.inference_schedule(shape, 8).mod.script()
+    assert text.count('T.parallel') == (loop is not None)
+    assert loop is None or f'T.parallel({loop})' in text
+    assert 'T.vectorized(8)' in text
 
 
 # Targets
@@ -390,6 +462,9 @@ def test_bad_layout_and_bad_number(kernel, arrays):
     out.flags.writeable = False
     with pytest.raises((TypeError, BufferError), match='readonly'):
         kernel(*arrays, out)
+    arrays[0].flags.writeable = False
+    with pytest.raises((TypeError, BufferError), match='readonly'):
+        kernel(*arrays, out)
 
 
 def test_no_address_ends_the_process():
@@ -409,6 +484,24 @@ print('done')
     result = subprocess.run([sys.executable, '-c', code], text=True,
                             capture_output=True)
     assert (result.returncode, result.stdout) == (0, 'done\n')
+
+
+def test_threads_are_calm_unless_the_caller_has_asked():
+    code = '''
+import os
+for name in ('TVM_BIND_THREADS', 'TVM_THREAD_POOL_SPIN_COUNT'):
+    os.environ.pop(name, None)
+from d2ltvm.cpu_schedule import calm_threads, inference_kernel
+assert 'TVM_BIND_THREADS' not in os.environ  # importing changes nothing
+os.environ['TVM_BIND_THREADS'] = '1'
+{call}
+print(os.environ['TVM_BIND_THREADS'], os.environ['TVM_THREAD_POOL_SPIN_COUNT'])
+'''
+    for call in ('calm_threads()', 'inference_kernel((1, 2, 3, 4))'):
+        result = subprocess.run([sys.executable, '-c', code.replace(
+            '{call}', call)], text=True,
+                                capture_output=True)
+        assert (result.returncode, result.stdout) == (0, '1 0\n')
 
 
 # The copy
@@ -467,7 +560,7 @@ def test_bench_bn_tvm(monkeypatch):
     times = module.bench_bn_tvm(func, [(2, 3), [4, 100]], 'llvm')
     assert seen == [(2, 3), (4, 100)]
     assert times.dtype == np.float64 and times.shape == (2,)
-    assert 0 < times[0] < times[1] < 0.1
+    assert (times > 0).all() and (times < 10).all()
     assert module.bench_bn_tvm(func, [], BASELINE).shape == (0,)
 
 
@@ -475,9 +568,9 @@ def test_bench_mxnet(semantics, monkeypatch):
     quick(monkeypatch)
     times = module.bench_bn_mxnet([(2, 3), (8, 300)])
     assert times.dtype == np.float64 and times.shape == (2,)
-    assert (times > 0).all() and (times < 1).all()
+    assert (times > 0).all() and (times < 10).all()
     timer = module.bn_timer_mxnet(2, 3, 'cpu')
-    assert 0 < timer(1) and 0 < timer(3) < 1
+    assert 0 < timer(1) and 0 < timer(3) < 10
 
 
 @pytest.mark.parametrize('sizes', [7, None, [7], [(1, 2, 3)], [None]])
@@ -486,6 +579,16 @@ def test_bad_sizes(sizes):
         module.bench_bn_tvm(lambda size: None, sizes, 'llvm')
     with pytest.raises(ValueError, match=r'^sizes: expected'):
         module.bench_bn_mxnet(sizes)
+
+
+@pytest.mark.parametrize('made', [
+    lambda s: (s, []), lambda s: [s], lambda s: None, lambda s: 'main'])
+def test_bench_of_what_is_no_schedule(made):
+    """As `(sch, args)` of the book of 2020."""
+    sch = tvm.s_tir.Schedule(te.create_prim_func(batch_norm(2, 2)))
+    with pytest.raises(TypeError, match=r'^func: expected it to return a '
+                       f'schedule.*got {type(made(sch)).__name__}'):
+        module.bench_bn_tvm(lambda size: made(sch), [(2, 2)], 'llvm')
 
 
 def test_bad_bench():
