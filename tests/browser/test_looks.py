@@ -167,6 +167,17 @@ def test_the_words_of_an_explorer_stand_below_its_drawing(visit):
     assert words['x'] + words['width'] <= form['x']
 
 
+def test_tables_of_few_columns_fit_a_phone(visit):
+    found = visit('coming_from.html', width=390).evaluate('''() =>
+      [...document.querySelectorAll("article table")].filter(
+      table => table.rows[0].cells.length <= 3).map(table => [
+        table.getBoundingClientRect().width,
+        table.parentElement.clientWidth])''')
+    assert found
+    for table, column in found:
+        assert table <= column + 1
+
+
 def test_contents_mark_the_section_that_is_read(visit):
     tab = visit('chapters/theory.html')
     entries = tab.locator('#contents-of-page > ul > li > a')
