@@ -414,6 +414,8 @@ class PyTorch(Engine):
     def __init__(self):
         import torch
         torch.set_grad_enabled(False)
+        # it would go on without compiling after a few shapes
+        torch._dynamo.config.recompile_limit = 1000
         self.torch, self.aten = torch, torch.ops.aten
         self.threads = torch.get_num_threads()
 
