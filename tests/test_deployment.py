@@ -1,30 +1,33 @@
-"""The library file: colophon, loader, program without Python, wrong files."""
+"""The deployed network: loaders, threads, any batch, other processors."""
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import threading
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tvm
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax, te
 from tvm.target import Target
 
 from d2ltvm import deployment as dp
+from d2ltvm import library_file as lf
 from d2ltvm.cpu_schedule import host_target
-from d2ltvm.gpu_schedule import cuda_target
+from d2ltvm.gpu_schedule import compile_ptx, cuda_target
 from d2ltvm.mnist import parse_idx
 from soak import examples
 
 SHAPES = (20, 1, 3, 3), (50, 20, 5, 5), (128, 800), (10, 128)
-FACTS = {'format': '1', 'tvm': dp.tvm_version(), 'batch': '1',
+FACTS = {'format': lf.FORMAT, 'tvm': lf.tvm_version(), 'batch': '1',
          'device': 'cpu', 'machine': platform.machine(), 'needs': '',
-         'target': ''}
+         'threads': '1', 'target': ''}
 without_gpu = pytest.mark.skipif(tvm.cuda(0).exist, reason='there is a GPU')
 
 
@@ -71,6 +74,8 @@ def folder(layers, tmp_path_factory):
     folder = tmp_path_factory.mktemp('deployed')
     dp.export_network(layers, folder / 'one.so')
     dp.export_network(draw_layers(1), folder / 'three.so', batch=3)
+    dp.export_network(draw_layers(1), folder / 'symbolic.so', batch=None)
+    dp.export_network(layers, folder / 'two.so', threads=2)
     dp.build_classifier(folder)
     return folder
 
@@ -86,82 +91,15 @@ def three(folder):
 
 
 @pytest.fixture(scope='session')
+def symbolic(folder):
+    return dp.load_network(folder / 'symbolic.so')
+
+
+@pytest.fixture(scope='session')
 def library(folder):
     """A good file without its colophon."""
     content = (folder / 'one.so').read_bytes()
     return content[:int(content[-26:-10], 16)]
-
-
-# The colophon
-
-names = st.text(st.characters(codec='ascii', exclude_characters='=\n\r',
-                              exclude_categories=['Cc']), min_size=1)
-values = st.text(st.characters(codec='ascii', exclude_categories=['Cc']))
-
-
-@given(st.binary(max_size=300), st.dictionaries(names, values, max_size=4))
-@example(b'', {})
-@example(b'a=b\n\nd2ltvm 0', {'a': 'b=c', 'd2ltvm 0': ''})
-def test_property_colophon_comes_back(library, facts):
-    content = dp.append_colophon(library, facts)
-    assert content.startswith(library)
-    assert dp.read_colophon(content) == facts
-
-
-@given(st.binary(max_size=200), st.dictionaries(names, values, max_size=3),
-       st.data())
-def test_property_damage_is_found(library, facts, data):
-    content = dp.append_colophon(library, facts)
-    at = data.draw(st.integers(0, len(content) - 1))
-    burst = data.draw(st.binary(min_size=1, max_size=4).filter(any))
-    broken = bytearray(content)
-    for i, change in enumerate(burst[:len(content) - at]):
-        broken[at + i] ^= change
-    damaged = [content[:at], content + burst, content[:at] + content[at + 1:]]
-    for each in damaged + [bytes(broken)] * (broken != content):
-        with pytest.raises(ValueError, match=r'^x\.so: expected'):
-            dp.read_colophon(each, 'x.so')
-
-
-@pytest.mark.parametrize('facts', [{'a': 'b\nc'}, {'a\n': ''}, {'a=': 'b'},
-                                   {'': 'b'}, {'a': '\r'}])
-def test_facts_must_fit_a_line(facts):
-    with pytest.raises(ValueError, match=r'^facts: expected'):
-        dp.append_colophon(b'', facts)
-
-
-# Processors
-
-def features(**target):
-    return dp.needed_features(Target({'kind': 'llvm', **target}))
-
-
-def test_levels_of_x86():
-    at = {level: features(mcpu=f'x86-64-v{level}',
-                          mtriple='x86_64-linux-gnu')[1]
-          for level in (2, 3, 4)}
-    assert at[2] < at[3] < at[4]
-    assert {'avx2', 'fma'} <= at[3] - at[2]
-    assert {'avx512f', 'avx512vl'} <= at[4] - at[3]
-    machine, arm = features(mcpu='neoverse-n1', mtriple='aarch64-linux-gnu')
-    assert machine == 'aarch64' and {'asimd', 'atomics'} <= arm
-
-
-def test_switched_off_features_are_not_needed():
-    with_, without = (features(mcpu='x86-64-v4', mtriple='x86_64-linux-gnu',
-                               mattr=mattr)[1]
-                      for mattr in ([], ['-avx512bw']))
-    assert with_ - without == {'avx512bw'}
-
-
-def test_this_machine_runs_its_own_code():
-    machine, needed = dp.needed_features(host_target())
-    assert machine == platform.machine() and needed <= dp.cpu_features()
-
-
-def test_unknown_family():
-    with pytest.raises(ValueError, match=r'^target: .*got riscv64'):
-        features(mtriple='riscv64-linux-gnu')
 
 
 # Export
@@ -169,10 +107,13 @@ def test_unknown_family():
 @pytest.mark.parametrize(('error', 'name', 'change'), [
     (ValueError, 'batch', {'batch': 0}),
     (TypeError, 'batch', {'batch': 1.5}),
+    (ValueError, 'threads', {'threads': 0}),
+    (TypeError, 'threads', {'threads': 'two'}),
+    (ValueError, 'batch', {'target': 'cuda', 'batch': None}),
     (ValueError, 'target', {'target': 'c'}),
     (ValueError, 'target', {'target': {'kind': 'llvm', 'mcpu': 'native'}}),
     (ValueError, 'layers', {'layers': []}),
-    (TypeError, r'layers\[0\]', {'layers': [(1, 2)] * 4})])
+    (TypeError, r'(W of )?layers\[0\]', {'layers': [(1, 2)] * 4})])
 def test_export_refuses(layers, tmp_path, error, name, change):
     path = tmp_path / 'network.so'
     with pytest.raises(error, match=f'^{name}: '):
@@ -197,7 +138,7 @@ def test_failed_export_leaves_the_old_file(layers, tmp_path, monkeypatch):
 
 
 def test_facts_of_a_file(folder, three):
-    assert three.facts == dp.read_colophon(
+    assert three.facts == lf.read_colophon(
         (folder / 'three.so').read_bytes())
     assert three.batch == 3 and three.facts['batch'] == '3'
     assert three.facts['machine'] == platform.machine()
@@ -317,6 +258,169 @@ def test_threads_share_a_network(one, folder):
     assert len(wrong) == 4 * 20 * 20 and not any(wrong)
 
 
+# Threads and any number of images
+
+@settings(max_examples=examples(15))
+@given(n=st.integers(1, 70), seed=st.integers(0, 2 ** 32))
+def test_property_any_number_of_images(symbolic, n, seed):
+    X = np.random.default_rng(seed).normal(size=(n, 1, 28, 28)).astype('f4')
+    Y = symbolic(X)
+    expected, size = reference(X, draw_layers(1))
+    assert Y.shape == (n, 10) and Y.dtype == np.float32
+    assert (abs(Y - expected) <= 1e-5 * size).all()
+
+
+def test_any_number_says_so(symbolic):
+    assert symbolic.batch is None and symbolic.facts['batch'] == 'any'
+    with pytest.raises(ValueError, match=r'^X: expected .*any'):
+        symbolic(np.zeros((2, 1, 28, 27), 'float32'))
+    with pytest.raises(ValueError, match=r'^X, its images: expected 1 or'):
+        symbolic(np.zeros((0, 1, 28, 28), 'float32'))
+    X = np.zeros((3, 1, 28, 28), 'float32')
+    X[1, 0, 10, 10] = np.nan
+    Y = symbolic(X)
+    assert np.isnan(Y[1]).all() and np.isfinite(Y[[0, 2]]).all()
+
+
+def test_every_function_for_any_number_is_marked(layers, monkeypatch):
+    """One that is not marked `noalias` costs all others theirs."""
+    seen, build = [], tvm.compile
+    monkeypatch.setattr(tvm, 'compile', lambda module, *args, **kwargs: (
+        seen.append(module), build(module, *args, **kwargs))[1])
+    dp.compile_any_batch(layers, host_target())
+    marks = [f.attrs.get('tirx.noalias') for f in seen[0].functions.values()
+             if isinstance(f, tvm.tirx.PrimFunc)]
+    assert len(marks) > 1 and all(marks)
+
+
+@pytest.mark.parametrize(('planned', 'batch', 'pool', 'wanted', 'got'), [
+    (1, '1', 4, None, 1), (2, '1', 4, None, 2), (8, '1', 4, None, 4),
+    (2, '1', 4, 4, 4), (2, '1', 4, 1, 1), (1, 'any', 4, 3, 3),
+    (2, '1', 4, np.int64(2), 2)])
+def test_threads_that_fit(monkeypatch, planned, batch, pool, wanted, got):
+    monkeypatch.setattr(tvm.runtime, 'num_threads', lambda: pool)
+    assert dp.fitting_threads(
+        {'threads': str(planned), 'batch': batch}, wanted) == got
+
+
+@pytest.mark.parametrize(('error', 'planned', 'wanted', 'message'), [
+    (ValueError, 1, 2, '1, for the file has no parallel loop, got 2'),
+    (ValueError, 2, 5, '1 to 4, the number that TVM has here, got 5'),
+    (ValueError, 2, 0, '1 or more, got 0'),
+    (TypeError, 2, 1.0, 'expected an integer')])
+def test_threads_that_do_not_fit(monkeypatch, error, planned, wanted,
+                                 message):
+    monkeypatch.setattr(tvm.runtime, 'num_threads', lambda: 4)
+    with pytest.raises(error, match=f'^threads: expected .*{message[9:]}'):
+        dp.fitting_threads({'threads': str(planned), 'batch': '1'}, wanted)
+
+
+def test_threads_at_load(folder, tmp_path):
+    """In a process whose pool has two; afterwards it still has them."""
+    np.save(tmp_path / 'images.npy', draw_images(3))
+    script = f'''if True:
+        import numpy as np
+        import tvm
+        from d2ltvm.deployment import load_network, use_threads
+        path = {str(folder / "two.so")!r}
+        images = np.load({str(tmp_path / "images.npy")!r})
+        for threads in None, 1, 2:
+            network = load_network(path, threads)
+            print(network.threads, *network.classify(images))
+            assert tvm.runtime.num_threads() == 2
+        with use_threads(1):
+            assert tvm.runtime.num_threads() == 1
+        assert tvm.runtime.num_threads() == 2'''
+    run = subprocess.run([sys.executable, '-c', script], text=True,
+                         capture_output=True, env={
+        **os.environ, 'TVM_NUM_THREADS': '2', 'TVM_USE_RUNTIME_LIB': '1',
+        'PYTHONPATH': str(Path(dp.__file__).parent.parent)})
+    assert run.returncode == 0, run.stderr
+    labels = ' '.join(map(str, dp.load_network(
+        folder / 'one.so').classify(draw_images(3))))
+    assert run.stdout.splitlines() == [f'2 {labels}', f'1 {labels}',
+                                       f'2 {labels}']
+
+
+def test_cpp_takes_the_threads_of_the_file(folder, tmp_path):
+    """Counted while it works on: its pipe takes no 80 kB of answers."""
+    dp.write_idx(tmp_path / 'images', np.broadcast_to(
+        np.uint8(0), (40_000, 28, 28)))
+
+    def tasks(**variables):
+        with subprocess.Popen(['./classify', 'two.so', tmp_path / 'images'],
+                              cwd=folder, env=variables,
+                              stdout=subprocess.PIPE) as running:
+            assert running.stdout.readline().strip().isdigit()
+            count = len(os.listdir(f'/proc/{running.pid}/task'))
+            running.kill()
+        return count
+
+    number = {n: tasks(TVM_NUM_THREADS=str(n)) for n in (1, 2, 3)}
+    assert number[2] == number[1] + 1 and number[3] == number[1] + 2
+    assert tasks() == number[min(2, os.cpu_count())]
+
+
+def test_cpp_logits(folder, one, tmp_path):
+    images = draw_images(4)
+    dp.write_idx(tmp_path / 'images', images)
+    run = classify(folder, 'one.so', tmp_path / 'images', '--logits')
+    logits = np.array(run.stdout.split(), 'float32').reshape(4, 10)
+    X = (images[:, None] / np.float32(255)).astype('float32')
+    np.testing.assert_array_equal(
+        logits, np.concatenate([one(X[i:i + 1]) for i in range(4)]))
+
+
+def test_cpp_opens_the_network_once(folder, tmp_path):
+    """What it checks it loads: a pipe gives its bytes a single time."""
+    dp.write_idx(tmp_path / 'images', draw_images(2))
+    run = subprocess.run(
+        ['./classify', '/dev/stdin', tmp_path / 'images'], cwd=folder,
+        env={'TMPDIR': str(tmp_path)}, capture_output=True,
+        input=(folder / 'one.so').read_bytes())
+    assert (run.returncode, run.stderr) == (0, b'')
+    assert run.stdout == classify(
+        folder, 'one.so', tmp_path / 'images').stdout.encode()
+    assert [path.name for path in tmp_path.iterdir()] == ['images']
+
+
+# Another processor
+
+CROSS, EMULATOR = 'aarch64-linux-gnu-g++', 'qemu-aarch64'
+LIBRARIES = Path(__file__).resolve().parent.parent / '_build' / 'aarch64'
+
+
+@pytest.mark.skipif(
+    not (shutil.which(CROSS) and shutil.which(EMULATOR)),
+    reason=f'needs {CROSS} and {EMULATOR} (Debian: g++-aarch64-linux-gnu, '
+           'qemu-user)')
+@pytest.mark.skipif(
+    not (LIBRARIES / 'libtvm_runtime.so').is_file(),
+    reason="needs TVM's runtime for aarch64 in _build/aarch64 (the page on "
+           'deployment says how)')
+@pytest.mark.parametrize(('batch', 'threads'), [(1, 1), (3, 2), (None, 1)])
+def test_arm_gives_the_same_logits(layers, tmp_path, batch, threads):
+    """Emulated; each layer rounds once per term, in an order of its own."""
+    facts = dp.export_network(
+        layers, tmp_path / 'network.so', batch, threads=threads,
+        linker=CROSS, target={'kind': 'llvm', 'mtriple': 'aarch64-linux-gnu'})
+    assert facts['machine'] == 'aarch64'
+    dp.build_classifier(tmp_path, CROSS, LIBRARIES)
+    images = draw_images(4)
+    dp.write_idx(tmp_path / 'images', images)
+    run = subprocess.run(
+        [EMULATOR, '-L', '/usr/aarch64-linux-gnu', './classify',
+         'network.so', 'images', '--logits'], cwd=tmp_path,
+        capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, '')
+    logits = np.array(run.stdout.split(), 'float32').reshape(4, 10)
+    X = (images[:, None] / np.float32(255)).astype('float32')
+    expected, size = reference(X, layers)
+    assert (abs(logits - expected) <= 1e-5 * size).all()
+    with pytest.raises(RuntimeError, match='got one for aarch64'):
+        dp.load_network(tmp_path / 'network.so')
+
+
 # Wrong files, in Python and in C++
 
 def classify(folder, *arguments):
@@ -354,20 +458,23 @@ def test_damaged_files(folder, tmp_path):
 
 
 @pytest.mark.parametrize(('change', 'message'), [
-    ({'format': '2'}, 'expected format 1, got format 2'),
+    ({'format': '1'}, 'expected format 2, got format 1'),
     ({'machine': 's390x'}, 'got one for s390x'),
     ({'needs': 'fpu avx1024'}, 'needs .*avx1024'),
+    ({'threads': '0'}, 'for the fact threads'),
+    ({'batch': 'many'}, 'for the fact batch'),
     ({'tvm': '0.26'}, 'expected a library for TVM .*, got one for TVM 0.26'),
     pytest.param({'device': 'cuda'}, 'expected a GPU', marks=without_gpu)])
 def test_foreign_files(folder, library, tmp_path, change, message):
-    content = dp.append_colophon(library, {**FACTS, **change})
+    content = lf.append_colophon(library, {**FACTS, **change})
     refused(folder, tmp_path, content, RuntimeError, message)
 
 
 def test_facts_that_are_missing(folder, library, tmp_path):
-    content = dp.append_colophon(library, {'format': '1'})
+    content = lf.append_colophon(library, {'format': lf.FORMAT})
     refused(folder, tmp_path, content, RuntimeError,
-            'expected the facts batch device machine needs tvm, got none')
+            'expected the facts batch device machine needs threads tvm, '
+            'got none')
 
 
 @pytest.mark.parametrize('content', [
@@ -381,21 +488,23 @@ def test_a_library_without_a_network(folder, tmp_path):
     x = te.placeholder((4,), name='x')
     kernel = te.create_prim_func([x, te.compute((4,), lambda i: x[i])])
     path = tmp_path / 'kernel.so'
-    dp.write_library(tvm.compile(kernel, target='llvm'), path, FACTS)
+    lf.write_library(tvm.compile(kernel, target='llvm'), path, FACTS)
     refused(folder, tmp_path, path.read_bytes(), RuntimeError,
             'expected a library with a network')
-    content = dp.append_colophon(b'hello', FACTS)
+    content = lf.append_colophon(b'hello', FACTS)
     refused(folder, tmp_path, content, RuntimeError, 'expected a library')
 
 
 def test_a_processor_without_avx512(folder, library, tmp_path, monkeypatch):
     """An AVX-512 library is refused before any instruction of it runs."""
-    needs = features(mcpu='x86-64-v4', mtriple='x86_64-linux-gnu')[1]
+    needs = lf.needed_features(Target({
+        'kind': 'llvm', 'mcpu': 'x86-64-v4',
+        'mtriple': 'x86_64-linux-gnu'}))[1]
     path = tmp_path / 'v4.so'
-    path.write_bytes(dp.append_colophon(
+    path.write_bytes(lf.append_colophon(
         library, {**FACTS, 'needs': ' '.join(sorted(needs))}))
     older = frozenset(f for f in needs if not f.startswith('avx512'))
-    monkeypatch.setattr(dp, 'cpu_features', lambda: older)
+    monkeypatch.setattr(lf, 'cpu_features', lambda: older)
     monkeypatch.setattr(tvm.runtime, 'load_module', pytest.fail)
     with pytest.raises(RuntimeError, match=r'needs avx512bw .*avx512vl;'):
         dp.load_network(path)
@@ -431,7 +540,7 @@ def test_the_runtime_is_enough(folder, one, tmp_path):
     assert [*map(int, run.stdout.split())] == one.classify(images).tolist()
 
 
-@pytest.mark.parametrize('name', ['one', 'three'])
+@pytest.mark.parametrize('name', ['one', 'three', 'symbolic'])
 @pytest.mark.parametrize('n', [0, 1, 7])
 def test_cpp_names_the_same_digits(folder, request, tmp_path, name, n):
     images = draw_images(n)
@@ -444,7 +553,11 @@ def test_cpp_names_the_same_digits(folder, request, tmp_path, name, n):
     dp.write_idx(tmp_path / 'labels', labels.astype('uint8'))
     run = classify(folder, f'{name}.so', tmp_path / 'images',
                    tmp_path / 'labels')
-    assert run.stdout == f'{n - n // 2} of {n} right\n'
+    first, *times = run.stdout.splitlines()
+    assert first == f'{n - n // 2} of {n} right'
+    assert len(times) == (n > 0)
+    assert all(re.fullmatch(r'\S+ us a call, \S+ images a second', line)
+               and float(line.split()[0]) > 0 for line in times)
 
 
 @pytest.mark.parametrize('classes', [10, 5, 17])
@@ -495,7 +608,7 @@ def test_cpp_refuses_other_images(folder, tmp_path):
             (('one.so', good, good), 'not an IDX file of bytes with 1 axes'),
             (('one.so', tmp_path / 'missing'), 'cannot be read'),
             (('missing.so', good), 'missing.so: cannot be read'),
-            (('one.so',), 'use: classify NETWORK IMAGES [LABELS]')):
+            (('one.so',), 'use: classify NETWORK IMAGES [LABELS | --logits]')):
         run = classify(folder, *arguments)
         assert (run.returncode, run.stdout) == (1, '')
         assert message in run.stderr
@@ -508,12 +621,23 @@ def test_cpp_refuses_images_of_other_size(folder, tmp_path):
     assert run.returncode == 1 and 'axes of length 28' in run.stderr
 
 
+def test_the_sources_are_installed_with_the_package():
+    root = Path(dp.__file__).parent
+    config = tomllib.loads((root.parent / 'pyproject.toml').read_text())
+    patterns = config['tool']['setuptools']['package-data']['d2ltvm']
+    taken = {path.name for pattern in patterns for path in root.glob(pattern)}
+    assert {'classify.cc', 'library_file.h'} <= taken
+    assert taken == {path.name for path in root.iterdir()
+                     if path.is_file() and path.suffix != '.py'}
+
+
 def test_build_refuses(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match=r"^compiler: .*'no-such-thing'"):
         dp.build_classifier(tmp_path, 'no-such-thing')
-    monkeypatch.setattr(dp, 'CPP_READ', 'nonsense')
-    with pytest.raises(RuntimeError, match='nonsense'):
-        dp.build_classifier(tmp_path)
+    with pytest.raises(RuntimeError, match='false fails'):
+        dp.build_classifier(tmp_path, 'false')
+    with pytest.raises(FileNotFoundError, match='nowhere'):
+        dp.build_classifier(tmp_path, runtime=tmp_path / 'nowhere')
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=4),
@@ -557,3 +681,33 @@ def test_cuda_library(layers, tmp_path):
     else:
         with pytest.raises(RuntimeError, match='expected a GPU'):
             dp.load_network(path)
+
+
+def test_nan_passes_on_a_gpu(layers):
+    """No max is left in the program of the GPU: there it would drop NaN."""
+    module, target = dp.cuda_network(layers, 1, cuda_target('sm_90')), (
+        cuda_target('sm_90'))
+    with target:
+        code = tvm.compile(module, target=target).mod.imports[0].imports[0]
+    source = code.inspect_source()
+    assert source.count('__global__') > 5 and 'max(' not in source
+    compiler, ptx = compile_ptx(source, target)
+    if compiler is not None:
+        assert not re.search(r'max(\.\w+)*\.f32', ptx)
+        # Greater, equal or unordered: what is not less than 0 stays, and NaN
+        assert len(re.findall(r'setp\.geu(?:\.ftz)?\.f32', ptx)) == 3
+
+
+def test_nan_passes_by_selection(layers):
+    """Checked on the processor: 0 for less than 0, NaN for NaN."""
+    from d2ltvm.folding import relax_network
+    chosen = dp.select_relu(relax_network(layers, 1))
+    assert 'maximum' not in chosen['main'].script()
+    run = relax.VirtualMachine(tvm.compile(chosen, target='llvm'),
+                               tvm.cpu())['main']
+    X = np.random.default_rng(0).normal(size=(1, 1, 28, 28)).astype('f4')
+    expected, size = reference(X, layers)
+    Y = run(tvm.runtime.tensor(X)).numpy()
+    assert (abs(Y - expected) <= 1e-5 * size).all()
+    X[0, 0, 10, 10] = np.nan
+    assert np.isnan(run(tvm.runtime.tensor(X)).numpy()).all()
