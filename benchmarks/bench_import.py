@@ -4,6 +4,8 @@ import sys
 
 import numpy as np
 
+import side_by_side
+
 MODULES = ('d2ltvm', 'd2ltvm.mnist', 'd2ltvm.tvm_inference',
            'd2ltvm.from_scratch', 'tvm', 'mxnet')
 PROGRAM = ('import importlib, sys, time; start = time.perf_counter(); '
@@ -18,7 +20,9 @@ def seconds(module):
 
 
 def run():
+    share = side_by_side.others()
     rounds = [[seconds(module) for module in MODULES] for _ in range(7)]
     quartiles = np.quantile(rounds, (0.25, 0.5, 0.75), axis=0).T
-    return {'title': 'import', 'baseline': 'mxnet',
+    return {'title': 'import', 'baseline': 'mxnet', 'busy': share,
+            'threads': side_by_side.threads(),
             'times': dict(zip(MODULES, quartiles.tolist(), strict=True))}

@@ -1,5 +1,5 @@
 """One training step of the digit network, by its normalization."""
-
+import side_by_side
 from d2ltvm import from_scratch as fs
 from d2ltvm.mxnet_today import autograd, nd
 from d2ltvm.training_operator import CompiledBatchNorm
@@ -21,6 +21,7 @@ def builtin():
 
 
 def run():
+    share = side_by_side.others()
     images = nd.random.uniform(shape=(BATCH_SIZE, 1, 28, 28))
     labels = nd.arange(BATCH_SIZE) % 10
 
@@ -46,4 +47,5 @@ def run():
                                     activation=lambda H: H),
         'none': step(fs.no_norm)}, rounds=20, repeats=10)
     return {'title': f'training step, batch size {BATCH_SIZE}',
-            'baseline': 'built-in', 'times': times}
+            'baseline': 'built-in', 'busy': share,
+            'threads': side_by_side.threads(), 'times': times}
