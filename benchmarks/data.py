@@ -18,7 +18,8 @@ def memory(count):
     """
     edge = HUGE if count >= HUGE else 64
     if edge == HUGE:
-        block = mmap.mmap(-1, count + edge)
+        block = mmap.mmap(-1, count + edge,  # shared memory would get none
+                          mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with contextlib.suppress(AttributeError, OSError):
             block.madvise(mmap.MADV_HUGEPAGE)
         block = np.frombuffer(block, 'uint8')
