@@ -9,13 +9,110 @@ from typing import Any, Literal
 import numpy as np
 
 from d2ltvm import needed_for
-from d2ltvm.checks import (check_array, check_choice, check_count,
-                           check_number, check_variance)
+from d2ltvm.checks import (check_choice, check_count, check_fold,
+                           check_number, check_pairs)
 from d2ltvm.mnist import Digits
 
 __all__ = ['KINDS', 'SHAPES', 'conv_float64', 'fold_batch_norm',
            'fold_network', 'network_float64', 'network_layers',
            'network_parameters', 'relax_network', 'trained_network']
+
+
+# chapters/folding.ipynb, cell fn-check-border
+KINDS = ('conv', 'transposed', 'dense')
+
+
+# chapters/folding.ipynb, cell fn-check-border
+def _check_border(kind: str, padding: int | Sequence[int]) -> None:
+    """Refuse a shift before a layer whose border sees fewer taps."""
+    why = 'since the input is shifted and'
+    if np.any(padding):
+        raise ValueError(f'padding: expected 0, {why} the border sees fewer '
+                         f'taps; got {padding}')
+    if kind == 'transposed':
+        raise ValueError(f"kind: expected 'conv' or 'dense', {why} not every "
+                         f'output sees all taps; got {kind!r}')
+
+
+# chapters/folding.ipynb, cell fn-fold-batch-norm
+def fold_batch_norm(W: np.ndarray, b: np.ndarray | None,
+                    gamma: np.ndarray | None, beta: np.ndarray | None,
+                    mean: np.ndarray, var: np.ndarray, eps: float = 1e-5,
+                    kind: Literal['conv', 'transposed', 'dense'] = 'conv', *,
+                    before: bool = False, groups: int = 1,
+                    padding: int | Sequence[int] = 0
+                    ) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and bias that do the work of a batch normalization, too.
+
+    Parameters
+    ----------
+    W : ndarray, float32 or float64
+        Weights of the linear layer, in the layouts of MXNet: 'conv'
+        (out, in / groups, kernel), 'transposed' (in, out / groups,
+        kernel), 'dense' (out, in).
+    b : ndarray, shape (out,), or None
+        Its bias.
+    gamma, beta, mean, var : ndarray, shape (out,), or (in,) if `before`
+        Scale, shift and statistics of the normalization. `gamma` may be
+        None, which means ones, and `beta` None, zeros.
+    eps : float
+        Positive; added to the variance.
+    kind : {'conv', 'transposed', 'dense'}
+        The linear layer. Its stride and dilation do not matter.
+    before : bool
+        The normalization stands directly before the linear layer, not
+        directly after it.
+    groups : int
+        Groups of channels of a convolution.
+    padding : int or sequence of int
+        Zeros around the input of a convolution. Matters only if `before`.
+
+    Returns
+    -------
+    W, b : ndarray, shape of `W` and shape (out,), dtype of `W`
+        Computed in float64: equations (eq-fold-after), (eq-fold-before).
+
+    Raises
+    ------
+    TypeError
+        If an array is no NumPy array or has another dtype, `eps` is no
+        number, or `groups` no whole one.
+    ValueError
+        If an argument is out of range or has another shape; if `var` is
+        negative or not finite; if a normalization that shifts stands before
+        a layer with padding, or before a transposed one; if a result is too
+        large for the dtype.
+    """
+    check_choice('kind', kind, KINDS)
+    norm = {'mean': mean, 'var': var} | {
+        name: array for name, array in (('gamma', gamma), ('beta', beta))
+        if array is not None}
+    check_fold(W, b, norm, eps, kind, before, groups, padding)
+    wide = {name: array.astype('float64') for name, array in norm.items()}
+    s = wide.get('gamma', 1.) / np.sqrt(wide['var'] + eps)
+    t = wide.get('beta', 0.) - wide['mean'] * s  # equation (eq-scale-shift)
+    if before and t.any():
+        _check_border(kind, padding)
+    # as (groups, out / groups, in / groups, taps), a view
+    taps = W.reshape(groups, len(W) // groups, W.shape[1], -1)
+    if kind == 'transposed':
+        taps = taps.swapaxes(1, 2)
+    bias = np.zeros(taps.shape[:2]) if b is None else b.reshape(groups, -1)
+    s, t = s.reshape(groups, -1), t.reshape(groups, -1)
+    with np.errstate(over='ignore'):  # refused below
+        if before:
+            bias = bias + np.einsum('goik,gi->go', taps, t)
+            taps = taps * s[:, None, :, None]
+        else:
+            bias, taps = bias * s + t, taps * s[:, :, None, None]
+    if kind == 'transposed':
+        taps = taps.swapaxes(1, 2)
+    weight, bias = taps.reshape(W.shape), bias.reshape(-1)
+    for name, result in (('W', weight), ('b', bias)):
+        if (abs(result) > np.finfo(W.dtype).max).any():
+            raise ValueError(f'{name}: expected results that fit {W.dtype}, '
+                             f'got {abs(result).max():.4g}')
+    return weight.astype(W.dtype), bias.astype(W.dtype)
 
 
 # chapters/folding.ipynb, cell fn-trained-network
@@ -145,205 +242,6 @@ def network_layers(parameters: dict[str, np.ndarray]
     return layers, norms[:3]
 
 
-# chapters/folding.ipynb, cell fn-relax-network
-def relax_network(network: dict[str, np.ndarray]
-                  | Sequence[tuple[np.ndarray, np.ndarray | None]],
-                  batch: int, eps: float = 1e-5) -> Any:
-    """The digit network as a program of Relax, with its weights inside.
-
-    Parameters
-    ----------
-    network : dict or list
-        A dict as from `network_parameters`: batch normalization is an
-        operator. Or a list of four (W, b) as from `fold_network`.
-    batch : int
-        Number of images at a time.
-    eps : float
-        Of the normalizations; positive.
-
-    Returns
-    -------
-    tvm.IRModule
-        Function ``main(x)``: x (batch, 1, 28, 28), result (batch, 10), the
-        logits, both float32. NaN is passed on, where pooling drops
-        nothing.
-
-    Raises
-    ------
-    ValueError
-        If an array is missing or has another shape, or `batch` or `eps` is
-        not positive.
-    TypeError
-        If an array is not float32, `batch` no whole number or `eps` none.
-    """
-    with needed_for('relax_network'):
-        from tvm import relax
-
-    check_count('batch', batch)
-    check_number('eps', eps)
-    layers, norms = (network_layers(network) if isinstance(network, dict)
-                     else (network, []))
-    shapes = tuple(np.shape(W) for W, _ in layers)
-    if shapes != SHAPES or any(b is not None and np.shape(b) != shape[:1]
-                               for (_, b), shape in zip(layers, SHAPES,
-                                                        strict=True)):
-        raise ValueError(f'network: expected weights of shapes {SHAPES} and '
-                         f'biases that fit, got weights {shapes}')
-    for array in (a for group in (*layers, *norms) for a in group):
-        if array is not None and array.dtype != np.float32:
-            raise TypeError('network: expected float32 arrays, got '
-                            f'{array.dtype}')
-    R, builder = relax.op, relax.BlockBuilder()
-    x = H = relax.Var('x', relax.TensorType((batch, 1, 28, 28), 'float32'))
-    with builder.function('main', [x]):
-        with builder.dataflow():
-            for i, (W, b) in enumerate(layers):
-                if W.ndim == 4:
-                    H = R.nn.conv2d(H, relax.const(W))
-                else:
-                    if i == 2:
-                        H = builder.emit(R.reshape(H, (batch, W.shape[1])))
-                    H = R.matmul(H, relax.const(W.T.copy()))
-                H = builder.emit(H)
-                if b is not None:
-                    bias = b.reshape((1, -1) + (1,) * (W.ndim - 2))
-                    H = builder.emit(R.add(H, relax.const(bias)))
-                if i < len(norms):
-                    H = builder.emit(R.nn.batch_norm(
-                        H, *map(relax.const, norms[i]), axis=1, epsilon=eps,
-                        training=False))  # it is True by default
-                    H = builder.emit(relax.TupleGetItem(H, 0))
-                if i < 3:  # constant first: max(x, 0) would turn NaN into 0
-                    zero = relax.const(np.float32(0))
-                    H = builder.emit(R.maximum(zero, H))
-                if W.ndim == 4:
-                    H = builder.emit(R.nn.avg_pool2d(H, (2, 2), (2, 2)))
-            logits = builder.emit_output(H)
-        builder.emit_func_output(logits)
-    return builder.get()
-
-
-# chapters/folding.ipynb, cell fn-check-fold
-KINDS = ('conv', 'transposed', 'dense')
-
-
-# chapters/folding.ipynb, cell fn-check-fold
-def _check_fold(W: np.ndarray, b: np.ndarray | None,
-                norm: dict[str, np.ndarray], eps: float, kind: str,
-                before: bool, groups: int,
-                padding: int | Sequence[int]) -> None:
-    """Refuse arguments of `fold_batch_norm` that do not fit each other."""
-    check_choice('kind', kind, KINDS)
-    arrays = {'W': W, **norm}
-    if b is not None:
-        arrays['b'] = b
-    for name, array in arrays.items():
-        check_array(name, array)
-    if (W.ndim != 2 if kind == 'dense' else W.ndim < 3) or 0 in W.shape:
-        raise ValueError(f'W: expected non-empty weights of kind {kind!r}, '
-                         f'got shape {W.shape}')
-    check_count('groups', groups)
-    if len(W) % groups or (kind == 'dense' and groups > 1):
-        raise ValueError('groups: expected 1, or a divisor of the channels '
-                         f'of a convolution, got {groups!r}')
-    sizes = len(W), W.shape[1] * groups
-    outputs, inputs = sizes[::-1] if kind == 'transposed' else sizes
-    for name, array in list(arrays.items())[1:]:
-        size = inputs if before and name != 'b' else outputs
-        if array.shape != (size,):
-            raise ValueError(f'{name}: expected shape ({size},), one number '
-                             f'per channel, got {array.shape}')
-    check_variance('var', norm['var'], finite=True)
-    check_number('eps', eps)
-    if np.asarray(padding).dtype.kind not in 'iu' or np.any(
-            np.asarray(padding) < 0):
-        raise ValueError('padding: expected whole numbers, none negative, '
-                         f'got {padding!r}')
-
-
-# chapters/folding.ipynb, cell fn-fold-batch-norm
-def fold_batch_norm(W: np.ndarray, b: np.ndarray | None, gamma: np.ndarray,
-                    beta: np.ndarray, mean: np.ndarray, var: np.ndarray,
-                    eps: float = 1e-5,
-                    kind: Literal['conv', 'transposed', 'dense'] = 'conv', *,
-                    before: bool = False, groups: int = 1,
-                    padding: int | Sequence[int] = 0
-                    ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights and bias that do the work of a batch normalization, too.
-
-    Parameters
-    ----------
-    W : ndarray, float32 or float64
-        Weights of the linear layer, in the layouts of MXNet: 'conv'
-        (out, in / groups, kernel), 'transposed' (in, out / groups,
-        kernel), 'dense' (out, in).
-    b : ndarray, shape (out,), or None
-        Its bias.
-    gamma, beta, mean, var : ndarray, shape (out,), or (in,) if `before`
-        Scale, shift and statistics of the normalization.
-    eps : float
-        Positive; added to the variance.
-    kind : {'conv', 'transposed', 'dense'}
-        The linear layer. Its stride and dilation do not matter.
-    before : bool
-        The normalization stands directly before the linear layer, not
-        directly after it.
-    groups : int
-        Groups of channels of a convolution.
-    padding : int or sequence of int
-        Zeros around the input of a convolution. Matters only if `before`.
-
-    Returns
-    -------
-    W, b : ndarray, shape of `W` and shape (out,), dtype of `W`
-        Computed in float64: equations (eq-fold-after), (eq-fold-before).
-
-    Raises
-    ------
-    TypeError
-        If an array is no NumPy array or has another dtype, `eps` is no
-        number, or `groups` no whole one.
-    ValueError
-        If an argument is out of range or has another shape; if `var` is
-        negative or not finite; if a
-        normalization that shifts stands before a layer with padding, or
-        before a transposed one; if a result is too large for the dtype.
-    """
-    norm = {'gamma': gamma, 'beta': beta, 'mean': mean, 'var': var}
-    _check_fold(W, b, norm, eps, kind, before, groups, padding)
-    gamma, beta, mean, var = (a.astype('float64') for a in norm.values())
-    s = gamma / np.sqrt(var + eps)
-    t = beta - mean * s  # y = s * x + t, equation (eq-scale-shift)
-    if before and t.any():
-        why = 'since the input is shifted and'
-        if np.any(padding):
-            raise ValueError(f'padding: expected 0, {why} the border sees '
-                             f'fewer taps; got {padding}')
-        if kind == 'transposed':
-            raise ValueError(f"kind: expected 'conv' or 'dense', {why} not "
-                             f'every output sees all taps; got {kind!r}')
-    # as (groups, out / groups, in / groups, taps), a view
-    taps = W.reshape(groups, len(W) // groups, W.shape[1], -1)
-    if kind == 'transposed':
-        taps = taps.swapaxes(1, 2)
-    bias = np.zeros(taps.shape[:2]) if b is None else b.reshape(groups, -1)
-    s, t = s.reshape(groups, -1), t.reshape(groups, -1)
-    with np.errstate(over='ignore'):  # refused below
-        if before:
-            bias = bias + np.einsum('goik,gi->go', taps, t)
-            taps = taps * s[:, None, :, None]
-        else:
-            bias, taps = bias * s + t, taps * s[:, :, None, None]
-    if kind == 'transposed':
-        taps = taps.swapaxes(1, 2)
-    weight, bias = taps.reshape(W.shape), bias.reshape(-1)
-    for name, result in (('W', weight), ('b', bias)):
-        if (abs(result) > np.finfo(W.dtype).max).any():
-            raise ValueError(f'{name}: expected results that fit {W.dtype}, '
-                             f'got {abs(result).max():.4g}')
-    return weight.astype(W.dtype), bias.astype(W.dtype)
-
-
 # chapters/folding.ipynb, cell fn-fold-network
 def fold_network(params: dict[str, Any], moving: Any, eps: float = 1e-5
                  ) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -421,3 +319,74 @@ def network_float64(layers: Sequence[tuple[np.ndarray, np.ndarray]],
     (W3, b3), (W4, b4) = layers[2:]
     H = np.maximum(X.reshape(len(X), -1) @ W3.T.astype('float64') + b3, 0)
     return H @ W4.T.astype('float64') + b4
+
+
+# chapters/folding.ipynb, cell fn-relax-network
+def relax_network(network: dict[str, np.ndarray]
+                  | Sequence[tuple[np.ndarray, np.ndarray | None]],
+                  batch: int, eps: float = 1e-5) -> Any:
+    """The digit network as a program of Relax, with its weights inside.
+
+    Parameters
+    ----------
+    network : dict or list
+        A dict as from `network_parameters`: batch normalization is an
+        operator. Or a list of four (W, b) as from `fold_network`.
+    batch : int
+        Number of images at a time.
+    eps : float
+        Of the normalizations; positive.
+
+    Returns
+    -------
+    tvm.IRModule
+        Function ``main(x)``: x (batch, 1, 28, 28), result (batch, 10), the
+        logits, both float32. NaN is passed on, where pooling drops
+        nothing.
+
+    Raises
+    ------
+    ValueError
+        If an array is missing or has another shape, or `batch` or `eps` is
+        not positive.
+    TypeError
+        If an array is not float32, `batch` no whole number or `eps` none.
+    """
+    with needed_for('relax_network'):
+        from tvm import relax
+
+    check_count('batch', batch)
+    check_number('eps', eps)
+    layers, norms = (network_layers(network) if isinstance(network, dict)
+                     else (network, []))
+    check_pairs('network', layers, SHAPES)
+    if any(a.dtype != np.float32 for norm in norms for a in norm):
+        raise TypeError('network: expected arrays of float32, got float64')
+    R, builder = relax.op, relax.BlockBuilder()
+    x = H = relax.Var('x', relax.TensorType((batch, 1, 28, 28), 'float32'))
+    with builder.function('main', [x]):
+        with builder.dataflow():
+            for i, (W, b) in enumerate(layers):
+                if W.ndim == 4:
+                    H = R.nn.conv2d(H, relax.const(W))
+                else:
+                    if i == 2:
+                        H = builder.emit(R.reshape(H, (batch, W.shape[1])))
+                    H = R.matmul(H, relax.const(W.T.copy()))
+                H = builder.emit(H)
+                if b is not None:
+                    bias = b.reshape((1, -1) + (1,) * (W.ndim - 2))
+                    H = builder.emit(R.add(H, relax.const(bias)))
+                if i < len(norms):
+                    H = builder.emit(R.nn.batch_norm(
+                        H, *map(relax.const, norms[i]), axis=1, epsilon=eps,
+                        training=False))  # it is True by default
+                    H = builder.emit(relax.TupleGetItem(H, 0))
+                if i < 3:  # constant first: max(x, 0) would turn NaN into 0
+                    zero = relax.const(np.float32(0))
+                    H = builder.emit(R.maximum(zero, H))
+                if W.ndim == 4:
+                    H = builder.emit(R.nn.avg_pool2d(H, (2, 2), (2, 2)))
+            logits = builder.emit_output(H)
+        builder.emit_func_output(logits)
+    return builder.get()

@@ -1,4 +1,7 @@
 """The fold against MXNet in float64, its refusals, the network in Relax."""
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tvm
@@ -221,6 +224,58 @@ def test_transposed_scale_before():
                     atol=1e-12)
 
 
+@pytest.mark.usefixtures('semantics')
+@pytest.mark.parametrize('before', [False, True])
+@pytest.mark.parametrize('kind', ['conv', 'transposed', 'dense'])
+@pytest.mark.parametrize('dtype', ['float32', 'float64'])
+def test_no_scale_is_one_and_no_shift_is_zero(kind, before, dtype):
+    rng = np.random.default_rng(2)
+    W = rng.normal(size=(4, 4) if kind == 'dense' else (4, 4, 3, 3))
+    b, gamma, beta, mean, var = rng.random((5, 4)).astype(dtype)
+    W, mean = W.astype(dtype), np.zeros_like(mean) if before else mean
+    ones, zeros = np.ones(4, dtype), np.zeros(4, dtype)
+    options = {'kind': kind, 'before': before}
+    for missing, there in (((None, None), (ones, zeros)),
+                           ((gamma, None), (gamma, zeros)),
+                           ((None, zeros if before else beta),
+                            (ones, zeros if before else beta))):
+        for bias in b, None:
+            got = folding.fold_batch_norm(W, bias, *missing, mean, var,
+                                          **options)
+            right = folding.fold_batch_norm(W, bias, *there, mean, var,
+                                            **options)
+            for a, c in zip(got, right, strict=True):
+                assert a.dtype == dtype
+                assert_array_equal(a, c)
+
+
+def test_statistics_may_not_be_missing():
+    for name in 'mean', 'var':
+        with pytest.raises(TypeError, match=f'^{name}: expected'):
+            folding.fold_batch_norm(**arguments(gamma=None, beta=None,
+                                                **{name: None}))
+
+
+def test_the_algebra_needs_numpy_alone():
+    ran = subprocess.run([sys.executable, '-c', """
+import sys
+for name in 'mxnet', 'tvm', 'tqdm':
+    sys.modules[name] = None  # an import of it fails
+import numpy as np
+from d2ltvm import folding
+W, b = folding.fold_batch_norm(np.ones((2, 3)), None, None, None, np.ones(2),
+                               np.ones(2), kind='dense', eps=3.)
+print(W[0, 0], b[0])
+try:
+    folding.relax_network([], 1)
+except ModuleNotFoundError as error:
+    print(error)
+"""], check=True, capture_output=True, text=True)
+    first, second = ran.stdout.splitlines()
+    assert first == '0.5 -0.5'
+    assert second.startswith("relax_network needs the package 'apache-tvm'")
+
+
 # The network
 
 @pytest.fixture(scope='module')
@@ -330,6 +385,28 @@ def test_fold_network_shapes():
         assert b.shape == (len(W),)
         assert W.dtype == b.dtype == np.float32
         assert W.flags.c_contiguous and b.flags.c_contiguous
+
+
+@pytest.mark.usefixtures('semantics')
+def test_network_float64_is_mxnets():
+    params, moving = drawn_network(3)
+    X = pictures(3)
+    Y = folding.network_float64(folding.fold_network(params, moving), X)
+    assert Y.dtype == np.float64
+    assert_allclose(Y, in_mxnet(X, params, moving), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(('side', 'kernel'), [(9, 3), (8, 3), (6, 5), (4, 1)])
+def test_conv_float64_is_that_of_loops(side, kernel):
+    rng = np.random.default_rng(side)
+    X, W = rng.normal(size=(2, 3, side, side)), rng.normal(
+        size=(4, 3, kernel, kernel))
+    b, half = rng.normal(size=4), (side - kernel + 1) // 2
+    Y = np.maximum(linear(X, W, b, 'conv'), 0)[:, :, :2 * half, :2 * half]
+    right = (Y[:, :, ::2, ::2] + Y[:, :, 1::2, ::2] + Y[:, :, ::2, 1::2]
+             + Y[:, :, 1::2, 1::2]) / 4
+    assert_allclose(folding.conv_float64(X, W, b), right, rtol=1e-12,
+                    atol=1e-12)
 
 
 def test_parameters_are_copies():
