@@ -297,14 +297,15 @@ def _program(shape: tuple[int, ...], dtype: str,
     N, C, H, W = map(int, shape)
     eps, dtype = float(eps), str(dtype)
     each, f32 = (C, 1, 1), 'float32'
+    itemsize = np.dtype(dtype).itemsize
 
     @T.prim_func(s_tir=True)
-    def main(X: T.Buffer((N, C, H, W), dtype, align=4),
+    def main(X: T.Buffer((N, C, H, W), dtype, align=itemsize),
              mean: T.Buffer(each, f32, align=4),
              var: T.Buffer(each, f32, align=4),
              gamma: T.Buffer(each, f32, align=4),
              beta: T.Buffer(each, f32, align=4),
-             out: T.Buffer((N, C, H, W), dtype, align=4)):
+             out: T.Buffer((N, C, H, W), dtype, align=itemsize)):
         scale = T.sblock_alloc_buffer((C,))
         shift = T.sblock_alloc_buffer((C,))
         for i in range(C):
