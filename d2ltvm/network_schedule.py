@@ -11,7 +11,8 @@ import numpy as np
 
 from d2ltvm import needed_for
 from d2ltvm.checks import check_array, check_count, check_layers
-from d2ltvm.cpu_schedule import aligned_empty, cpu_target, relu, vector_lanes
+from d2ltvm.cpu_schedule import aligned_empty, calm_threads, cpu_target, \
+    relu, vector_lanes
 
 with needed_for('d2ltvm.network_schedule'):
     import tvm
@@ -403,8 +404,8 @@ def schedule_network(layers: _Layers, batch: int, target: Target | dict | str,
         As `network_module`.
     """
     batch, target, threads = _checked(layers, batch, target, threads)
-    cut, registers = network_cut(layers, batch, target, threads), \
-        vector_registers(target)
+    cut = network_cut(layers, batch, target, threads)
+    registers = vector_registers(target)
     sch = s_tir.Schedule(network_program(layers, batch, cut))
     part, i, *_ = sch.get_loops(sch.get_sblock('sums'))
     group, i = sch.split(i, [None, cut.rows])
@@ -498,7 +499,8 @@ def compile_network(layers: _Layers, batch: int,
         array of logits, shape (batch, classes), float32. NaN in the first
         26 rows and columns of an image gives NaN in its row. Threads that
         call it at the same time wait for each other. It raises TypeError
-        for another type, ValueError for another shape.
+        for another type, ValueError for another shape. TVM's own threads
+        are as `cpu_schedule.calm_threads` leaves them.
 
     Raises
     ------
@@ -508,6 +510,7 @@ def compile_network(layers: _Layers, batch: int,
     """
     batch, target, threads = _checked(
         layers, batch, cpu_target(target, here=True), threads)
+    calm_threads()
     sch = schedule_network(layers, batch, target, threads)
     run = tvm.compile(sch.mod, target=target)['main']
     X = aligned_empty((batch, 1, SIDE, SIDE))
@@ -519,7 +522,9 @@ def compile_network(layers: _Layers, batch: int,
     lock = threading.Lock()
 
     def network(images: np.ndarray) -> np.ndarray:
-        check_array('images', images, 'float32', X.shape)
+        if (type(images) is not np.ndarray or images.dtype != X.dtype
+                or images.shape != X.shape):
+            check_array('images', images, 'float32', X.shape)
         with lock:
             X[...] = images
             run(*args)
