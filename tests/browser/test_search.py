@@ -11,6 +11,8 @@ WORDS = {
     'small batch': 'practice',
     'sync batch norm': 'distributed',
     'fold batch norm': 'folding',
+    'int8': 'quantization',
+    'quantization': 'quantization',
     'convert running_var': 'moving_statistics',
     'GPU': 'gpu_schedule'}
 
