@@ -6,10 +6,13 @@ A module is loaded when it is first used, be it by `d2ltvm.NAME` or by an
 import. Each holds what one notebook saves:
 
     checks             Checks: what a function refuses
+    command_line       The command line: fold, params, convert
+    conventions        Convert running statistics between libraries
     cpu_schedule       A schedule for the CPU
     deployment         Deployment: the network without Python
     distributed        Sync batch norm: one batch in many processes
     fast_operations    The layer from scratch, in fast operations
+    fold_onnx          Fold batch norm in any ONNX model
     folding            Fold batch norm into its neighbors
     from_scratch       Batch normalization from scratch
     gluon_module       Batch normalization as a layer of Gluon
@@ -24,6 +27,7 @@ import. Each holds what one notebook saves:
     network_schedule   A schedule for the network
     own_gradient       A gradient of our own in MXNet
     practice           Problems and cures: eval mode, small batch, fine-tuning
+    quantization       Quantization: the network in int8
     theory             Batch normalization: the layer and its gradient
     training_operator  Batch norm that trains, compiled
     tvm_inference      Inference with a compiled operator
@@ -35,11 +39,12 @@ import contextlib
 import importlib
 from collections.abc import Iterator
 
-_MODULES = ['checks', 'cpu_schedule', 'deployment', 'distributed',
-            'fast_operations', 'folding', 'from_scratch', 'gluon_module',
-            'gpu_schedule', 'interactive', 'launcher', 'leave_mxnet',
-            'library_file', 'mnist', 'moving_statistics', 'mxnet_today',
-            'network_schedule', 'own_gradient', 'practice', 'theory',
+_MODULES = ['checks', 'command_line', 'conventions', 'cpu_schedule',
+            'deployment', 'distributed', 'fast_operations', 'fold_onnx',
+            'folding', 'from_scratch', 'gluon_module', 'gpu_schedule',
+            'interactive', 'launcher', 'leave_mxnet', 'library_file', 'mnist',
+            'moving_statistics', 'mxnet_today', 'network_schedule',
+            'own_gradient', 'practice', 'quantization', 'theory',
             'training_operator', 'tvm_inference', 'why']
 _MODULE_OF = {  # names that are found in `d2ltvm` itself
     'batch_norm': 'tvm_inference',

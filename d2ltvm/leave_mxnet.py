@@ -17,7 +17,8 @@ import numpy as np
 from d2ltvm import needed_for
 
 __all__ = ['ACTIVATIONS', 'DTYPES', 'SAME', 'Step', 'effective_params',
-           'epsilons', 'read_params', 'read_symbol', 'to_onnx', 'write_arrays']
+           'epsilons', 'read_params', 'read_symbol', 'to_onnx', 'write_arrays',
+           'write_model']
 
 
 # chapters/leave_mxnet.ipynb, cell fn-bytes
@@ -369,7 +370,7 @@ def _operator(step: Step) -> tuple[str, dict[str, Any]]:
         case 'Concat':
             return 'Concat', {'axis': get('dim', 1)}
         case 'Activation' if get('act_type') in ACTIVATIONS:
-            return ACTIVATIONS[get('act_type')], {}
+            return ACTIVATIONS[step.settings['act_type']], {}
     if step.op not in SAME:
         raise ValueError(f'{step.name}: expected an operator that is known '
                          f'here, got {step.op} {step.settings}')
@@ -474,3 +475,18 @@ def to_onnx(params: Mapping[str, np.ndarray], symbol: str | Path,
     return model([given], list(bare.graph.output), [
         numpy_helper.from_array(np.ascontiguousarray(value), name)
         for name, value in weights.items()])
+
+
+# chapters/leave_mxnet.ipynb, cell fn-write-model
+def write_model(path: str | Path, model: Any) -> None:
+    """Write a model of ONNX, whole or not at all.
+
+    Raises
+    ------
+    ValueError
+        If it has 2 GB or more.
+    OSError
+        If the file cannot be written; an older one stays.
+    """
+    with _whole(Path(path)) as part:
+        part.write_bytes(model.SerializeToString())

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
+from d2ltvm import conventions
 from d2ltvm import moving_statistics as ms
+from d2ltvm.conventions import convert_statistics
 from d2ltvm.mxnet_today import autograd, gluon, mx, nd, npx
 
 STORED = json.loads((Path(__file__).resolve().parent.parent / 'benchmarks'
@@ -673,7 +675,7 @@ def test_other_errors_of_files(tmp_path):
 
 def collect(batches, convention, momentum, first=1.0):
     """What a library of this convention would store, in float64."""
-    weighs, stored = ms.CONVENTIONS[convention]
+    weighs, stored = conventions.CONVENTIONS[convention]
     share = momentum if weighs == 'new' else 1 - momentum
     mean, var = 0.0, first
     for X in batches:
@@ -683,19 +685,20 @@ def collect(batches, convention, momentum, first=1.0):
     return mean, var
 
 
-conventions = st.sampled_from(sorted(ms.CONVENTIONS))
+kinds = st.sampled_from(sorted(conventions.CONVENTIONS))
 
 
-@given(data, conventions, conventions, st.integers(1, 12),
+@given(data, kinds, kinds, st.integers(1, 12),
        st.floats(0.01, 0.99), st.sampled_from([0, 1, 5]))
 def test_conversion_is_what_the_target_would_have(
         data, source, target, updates, momentum, first):
     batches = draw(**data, batches=updates).astype('float64')
     mean, var = collect(batches, source, momentum, first)
-    converted = ms.convert_statistics(
+    converted = convert_statistics(
         mean.astype(data['dtype']), var.astype(data['dtype']), momentum,
         source, target, data['N'], updates, first)
-    same = ms.CONVENTIONS[source][0] == ms.CONVENTIONS[target][0]
+    same = (conventions.CONVENTIONS[source][0]
+            == conventions.CONVENTIONS[target][0])
     assert_allclose(converted[2], momentum if same else 1 - momentum)
     expected = collect(batches, target, converted[2], first)
     # var carries the rounding of the first value's rest, factor 2 at most
@@ -706,14 +709,14 @@ def test_conversion_is_what_the_target_would_have(
     assert converted[0].dtype == converted[1].dtype == data['dtype']
 
 
-@given(data, conventions, conventions, st.floats(0, 1))
+@given(data, kinds, kinds, st.floats(0, 1))
 def test_round_trip(data, source, target, momentum):
     X = draw(**data)[0].astype('float64')
     mean, var = X.mean(axis=0), 2 + X.var(axis=0)  # above the first value
     for updates in (None, 7):
-        there = ms.convert_statistics(mean, var, momentum, source, target,
+        there = convert_statistics(mean, var, momentum, source, target,
                                       data['N'], updates)
-        back = ms.convert_statistics(*there, target, source, data['N'],
+        back = convert_statistics(*there, target, source, data['N'],
                                      updates)
         for got, expected in zip(back, (mean, var, momentum), strict=True):
             assert_allclose(got, expected, rtol=1e-12, atol=1e-15)
@@ -721,13 +724,13 @@ def test_round_trip(data, source, target, momentum):
 
 def test_conversion_leaves_its_arguments_alone():
     mean, var = np.zeros(2), np.ones(2)
-    result = ms.convert_statistics(mean, var, None, 'd2l', 'pytorch', 2)
+    result = convert_statistics(mean, var, None, 'd2l', 'pytorch', 2)
     assert_array_equal(result[1], [2, 2])
     assert result[2] is None
     for array_ in result[:2]:
         array_[:] = 7
     assert_array_equal([mean, var], [[0, 0], [1, 1]])
-    same = ms.convert_statistics([1, 2], [3, 4], 0.1, 'd2l', 'topi')
+    same = convert_statistics([1, 2], [3, 4], 0.1, 'd2l', 'topi')
     assert_array_equal(same[1], [3, 4])
     assert same[1].dtype == np.float64
 
@@ -736,10 +739,10 @@ def test_conversion_leaves_its_arguments_alone():
 def test_conversion_takes_what_mxnet_has(data):
     X = draw(**data)[0]
     mean, var = X.mean(axis=0), X.var(axis=0)
-    expected = ms.convert_statistics(mean, var, 0.9, 'gluon', 'pytorch',
+    expected = convert_statistics(mean, var, 0.9, 'gluon', 'pytorch',
                                      data['N'])
     for semantics in (False, True):
-        got = ms.convert_statistics(
+        got = convert_statistics(
             array(mean, semantics), array(var, semantics), 0.9, 'gluon',
             'pytorch', data['N'])
         for a, b in zip(got[:2], expected[:2], strict=True):
@@ -751,14 +754,14 @@ def test_a_large_variance_that_still_fits():
     for source, target, factor in (('gluon', 'pytorch', 2),
                                    ('pytorch', 'gluon', 0.5)):
         var = np.float32([1.6e38, 1])
-        result = ms.convert_statistics([0, 0], var, None, source, target, 2)
+        result = convert_statistics([0, 0], var, None, source, target, 2)
         assert_array_equal(result[1], factor * var)
 
 
 def test_the_dtype_after_conversion():
     for before, after in (('float16', 'float32'), ('float32', 'float32'),
                           ('int64', 'float64'), ('float64', 'float64')):
-        result = ms.convert_statistics(
+        result = convert_statistics(
             np.zeros(2, before), np.ones(2, before), 0.9, 'mxnet', 'pytorch',
             4)
         assert {array.dtype.name for array in result[:2]} == {after}
@@ -775,11 +778,11 @@ def test_conversion_of_the_operators_statistics():
                              momentum=0.8) + norm(X)
         Y.backward()
     arguments = mean.asnumpy(), var.asnumpy(), 0.8, 'mxnet', 'puzzlelib', 5
-    got = ms.convert_statistics(*arguments, updates=9)
+    got = convert_statistics(*arguments, updates=9)
     assert_allclose(got[0], norm.mean.data().asnumpy(), rtol=1e-5, atol=1e-6)
     assert_allclose(got[1], norm.var.data().asnumpy(), rtol=1e-5)
     assert_allclose(got[2], 0.2)
-    rough = ms.convert_statistics(*arguments)
+    rough = convert_statistics(*arguments)
     assert_allclose(rough[1] - got[1], 0.8 ** 9 / 4, rtol=1e-3)
 
 
@@ -805,9 +808,9 @@ def test_conversion_of_the_operators_statistics():
 def test_conversion_errors(options, text):
     good = {'mean': np.zeros(2), 'var': np.ones(2), 'momentum': 0.9,
             'source': 'mxnet', 'target': 'pytorch', 'count': 4}
-    ms.convert_statistics(**good)
+    convert_statistics(**good)
     with pytest.raises((TypeError, ValueError), match=f'^{text}'):
-        ms.convert_statistics(**{**good, **options})
+        convert_statistics(**{**good, **options})
 
 
 # Names
@@ -825,7 +828,7 @@ def test_names_of_a_gluon_file(tmp_path, semantics):
             ('1.', (theirs.running_mean, theirs.running_var, theirs.gamma,
                     theirs.beta)),
             ('2.', (ours.mean, ours.var, ours.scale, ours.bias))):
-        found = ms.layer_arrays(file, prefix)
+        found = conventions.layer_arrays(file, prefix)
         assert list(found) == ['mean', 'var', 'gamma', 'beta']
         for value, parameter in zip(found.values(), parameters, strict=True):
             assert type(value) is np.ndarray
@@ -844,13 +847,13 @@ def test_names_of_libraries(names):
              for name, value in zip(names, values, strict=True)}
     other = {f'b.bn_{name}': -value
              for name, value in zip(names, values, strict=True)}
-    found = ms.layer_arrays({**other, **layer, 'weight': 7}, 'a.bn_')
+    found = conventions.layer_arrays({**other, **layer, 'weight': 7}, 'a.bn_')
     assert_array_equal([*found.values()], values)
     for value in found.values():
         value += 1  # copies
     assert_array_equal([*layer.values()], values)
     bare = {name: layer[f'a.bn_{name}'] for name in names[:2]}
-    found = ms.layer_arrays(bare)
+    found = conventions.layer_arrays(bare)
     assert_array_equal(found['gamma'], [1, 1])
     assert_array_equal(found['beta'], [0, 0])
 
@@ -868,11 +871,11 @@ def test_names_of_libraries(names):
 def test_layers_that_are_refused(change, error, text):
     arrays = {'bn.running_mean': np.zeros(2), 'bn.running_var': np.ones(2),
               'bn.weight': np.ones(2), 'bn.bias': np.zeros(2)}
-    ms.layer_arrays(arrays, 'bn.')
+    conventions.layer_arrays(arrays, 'bn.')
     arrays = {name: a for name, a in (arrays | change).items()
               if a is not None}
     with pytest.raises(error, match=f'^{text}'):
-        ms.layer_arrays(arrays, 'bn.')
+        conventions.layer_arrays(arrays, 'bn.')
 
 
 # What other libraries were seen to do
@@ -903,7 +906,7 @@ def test_stored_observations():
                         [5 * share, 1 - share + share * var, with_03],
                         rtol=1e-6)
     state = STORED['PyTorch']['state_dict']
-    mean, var, gamma, beta = ms.layer_arrays({
+    mean, var, gamma, beta = conventions.layer_arrays({
         name: np.array(value) for name, value in state.items()}).values()
     assert_allclose(
         state['output'], gamma * (np.array(state['input']) - mean)

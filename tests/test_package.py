@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted(path.stem for path in (ROOT / 'd2ltvm').glob('*.py')
-                 if path.stem != '__init__')
+                 if path.stem not in ('__init__', '__main__'))
 OVERRIDES = tomllib.loads((ROOT / 'pyproject.toml').read_text())[
     'tool']['mypy']['overrides']
 TYPED = [name for table in OVERRIDES
