@@ -1,12 +1,4 @@
-"""Statistics over workers, the parameter server, and what goes wrong."""
-import os
-import socket
-import subprocess
-import sys
-import threading
-import time
-from pathlib import Path
-
+"""Statistics over workers, the layer, and training with it."""
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,95 +11,12 @@ from d2ltvm.mxnet_today import autograd, mx, nd
 from d2ltvm.theory import (batch_norm_backward, batch_norm_forward,
                            merge_statistics)
 from soak import examples
-
-WORKER = 'd2ltvm.distributed:train_worker'
-soak = pytest.mark.soak
-
-
-@pytest.fixture(autouse=True)
-def no_process_is_left(monkeypatch, tmp_path):
-    """Whatever a test does: its processes carry a mark, and are gone."""
-    mark = f'D2LTVM_TEST={tmp_path}'
-    monkeypatch.setenv('D2LTVM_TEST', str(tmp_path))
-    yield mark
-    assert processes(mark) == {}
-
-
-def processes(mark):
-    """Process number -> command, of those whose environment has a mark."""
-    found = {}
-    for path in Path('/proc').glob('[0-9]*'):
-        try:
-            if (mark.encode() in (path / 'environ').read_bytes().split(b'\0')
-                    and int(path.name) != os.getpid()):
-                found[int(path.name)] = (path / 'cmdline').read_text()
-        except OSError:
-            continue
-    return found
-
-
-def script(folder, source, name='main'):
-    path = folder / 'program.py'
-    path.write_text('import os, signal, sys, time\nfrom pathlib import Path\n'
-                    'from d2ltvm.mxnet_today import mx\nimport numpy as np\n'
-                    'from d2ltvm.distributed import *\n' + source)
-    return f'{path}:{name}'
+from workers import Together, digits
 
 
 @pytest.fixture
 def data(tmp_path):
-    draw = np.random.default_rng(0)
-    path = tmp_path / 'data.npz'
-    dist.save_arrays(path, {
-        'images': draw.integers(256, size=(64, 28, 28)).astype('uint8'),
-        'labels': draw.integers(10, size=64).astype('uint8')})
-    return str(path)
-
-
-class Together:
-    """Exchanges of several workers in threads, without MXNet's store."""
-
-    def __init__(self, workers):
-        self.workers, self.slots = workers, [None] * workers
-        self.barrier = threading.Barrier(workers)
-
-    def exchange(self, rank):
-        exchange = dist.Exchange()
-        exchange.rank, exchange.workers, exchange.store = (
-            rank, self.workers, self)
-
-        def push_and_pull(values):
-            self.slots[rank] = values
-            self.barrier.wait()
-            total = np.zeros_like(values)
-            for slot in self.slots:
-                total = total + slot
-            self.barrier.wait()
-            return total
-
-        exchange._push_and_pull = push_and_pull
-        return exchange
-
-    def run(self, function):
-        results, errors = [None] * self.workers, []
-
-        def one(rank):
-            try:
-                results[rank] = function(self.exchange(rank))
-            except BaseException as error:
-                errors.append(error)
-                self.barrier.abort()
-
-        threads = [threading.Thread(target=one, args=(rank,))
-                   for rank in range(self.workers)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if errors:
-            raise next((e for e in errors if not isinstance(
-                e, threading.BrokenBarrierError)), errors[0])
-        return results
+    return digits(tmp_path)
 
 
 # -- statistics ------------------------------------------------------------
@@ -150,55 +59,6 @@ def test_own_part_refuses():
         dist.own_part(np.zeros((2, 3, 4)))
     count, mean, M2 = dist.own_part(np.zeros((0, 3, 5, 7)))
     assert count == 0 and mean.shape == M2.shape == (3,)
-
-
-# -- the exchange ----------------------------------------------------------
-
-ROWS = st.lists(st.floats(width=64), min_size=1, max_size=8)
-
-
-@given(rows=st.lists(ROWS, min_size=1, max_size=5))
-@settings(max_examples=examples(30))
-def test_gather_keeps_every_bit(rows):
-    """Also nan, infinities, -0 and subnormal numbers, of any worker."""
-    n = min(map(len, rows))
-    rows = np.array([row[:n] for row in rows])
-    tables = Together(len(rows)).run(
-        lambda exchange: exchange.gather(rows[exchange.rank]))
-    for table in tables:
-        assert table.tobytes() == rows.tobytes()
-
-
-@pytest.mark.parametrize(('method', 'value', 'kind', 'message'), [
-    ('sum', [1.0], TypeError, '^values: expected an array of float32, got li'),
-    ('sum', np.ones(2, 'int64'), TypeError, '^values: .* got int64'),
-    ('sum', np.ones((2, 2), 'float32'), ValueError, r'^values: .* \(2, 2\)'),
-    ('sum', np.ones(0, 'float32'), ValueError, r'^values: .* \(0,\)'),
-    ('sum', np.ones((2, 2)), ValueError, r'^row: .* \(2, 2\)'),
-    ('gather', np.ones(2, 'float32'), TypeError, '^row: .* got float32'),
-    ('gather', np.ones(()), ValueError, r'^row: expected shape \(n,\)'),
-    ('gather', None, TypeError, '^row: .* got NoneType')])
-def test_exchange_refuses(method, value, kind, message):
-    with pytest.raises(kind, match=message):
-        getattr(dist.Exchange(), method)(value)
-
-
-def test_exchange_counts_what_it_enters_and_leaves(tmp_path):
-    report = tmp_path / 'count'
-    exchange, seen = dist.Exchange(report=report), []
-    exchange.store = exchange.buffers
-    exchange._push_and_pull = lambda values: (
-        seen.append(report.read_text()), values)[1]
-    for _ in range(6):
-        exchange.sum(np.ones(1, 'float32'))
-    assert seen == ['1', '3', '5', '7', '9', '11']
-    assert report.read_text() == '12' and exchange.rounds == 6
-    os.close(exchange.report)
-
-
-def test_rank_is_checked():
-    with pytest.raises(ValueError, match=r'^rank: expected 0 to 0, got 1'):
-        dist.Exchange(rank=1)
 
 
 # -- the layer -------------------------------------------------------------
@@ -348,17 +208,6 @@ def test_layer_names_a_bad_array(bad, error, message):
         dist.SyncBatchNorm(dist.Exchange())(*arrays.values())
 
 
-def test_a_fork_has_no_connection(monkeypatch):
-    """It would wait for ever: its store talks by the parent's threads."""
-    class Store:
-        num_workers = 2
-
-    exchange = dist.Exchange(0, Store())
-    monkeypatch.setattr(dist.os, 'getpid', lambda: -1)
-    with pytest.raises(RuntimeError, match=r'^exchange: a process that was '):
-        exchange.sum(np.ones(3, 'float32'))
-
-
 def test_layer_refuses():
     for momentum in (-0.1, 1, float('nan')):
         with pytest.raises(ValueError, match=r'^momentum: expected'):
@@ -431,8 +280,7 @@ def test_step_rows():
     (4, True, 3, 4), (4, True, 65, 4), (4, False, 7, 8), (1, True, 1, 2),
     (2, False, 2, 4)])
 def test_batch_that_does_not_fit(data, workers, sync, batch, least):
-    exchange = dist.Exchange()
-    exchange.workers = workers
+    exchange = dist.Exchange(0, workers)
     with pytest.raises(ValueError, match=f'^batch: expected {least} to 64, '
                        f'for {workers} workers, got {batch}'):
         dist.train_worker(exchange, data, steps=1, batch=batch, sync=sync)
@@ -497,271 +345,73 @@ def test_go_on_with_other_workers():
         assert_array_equal(params['W1'].asnumpy(), state['param.W1'])
 
 
-def test_save_is_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / 'a.npz'
-    dist.save_arrays(path, {'x': np.arange(3)})
+@pytest.mark.parametrize('bucket', [None, 1, 100_000])
+def test_buckets_change_nothing(data, bucket):
+    """Two workers in threads; a sum of two has one order, so to the bit."""
+    def train(exchange):
+        return dist.train_worker(exchange, data, steps=2, batch=8,
+                                 bucket=bucket)
 
-    def broken(file, **arrays):
-        file.write(b'half of it')
-        raise OSError('disk full')
-
-    monkeypatch.setattr(np, 'savez', broken)
-    with pytest.raises(OSError, match='disk full'):
-        dist.save_arrays(path, {'x': np.arange(4)})
-    with np.load(path) as file:
-        assert_array_equal(file['x'], [0, 1, 2])
-
-
-# -- the launcher: arguments -----------------------------------------------
-
-@pytest.mark.parametrize(('change', 'kind', 'message'), [
-    ({'workers': 0}, ValueError, '^workers: expected more than 0, got 0'),
-    ({'workers': 1.5}, TypeError, '^workers: expected a whole number'),
-    ({'workers': True}, TypeError, '^workers: expected a whole number'),
-    ({'servers': -1}, ValueError, '^servers: expected more than 0'),
-    ({'timeout': 0}, ValueError, '^timeout: expected more than 0'),
-    ({'timeout': float('nan')}, ValueError, '^timeout: expected more'),
-    ({'patience': '9'}, TypeError, "^patience: expected a number, got '9'"),
-    ({'reference': 'main'}, ValueError, "^reference: expected 'module:func"),
-    ({'reference': ':main'}, ValueError, "^reference: expected 'module:func"),
-    ({'reference': None}, ValueError, "^reference: expected 'module:func"),
-    ({'port': 'x'}, TypeError, "^port: expected a whole number, got 'x'"),
-    ({'port': 0}, ValueError, '^port: expected more than 0, got 0'),
-    ({'port': 65536}, ValueError, '^port: expected at most 65535'),
-    ({'arguments': [1]}, TypeError, r'^arguments: expected a dict.* \[1\]'),
-    ({'arguments': {'a': {1}}}, TypeError, '^arguments: .* JSON')])
-def test_launch_refuses(change, kind, message):
-    with pytest.raises(kind, match=message):
-        dist.launch(**{'reference': WORKER, **change})
+    one = Together(2).run(lambda exchange: dist.train_worker(
+        exchange, data, steps=2, batch=8))
+    for state, expected in zip(Together(2).run(train), one, strict=True):
+        for key, value in expected.items():
+            assert_array_equal(state[key], value, err_msg=key)
 
 
-@pytest.mark.parametrize('reference', [
-    'no.such:main', 'd2ltvm.distributed:no_such', '/no/such.py:main', 'main'])
-def test_unknown_function(reference):
-    with pytest.raises(ValueError, match=r'^reference: expected'):
-        dist.find_function(reference)
+def test_buckets():
+    """All names once, the last layer first; gamma and beta join."""
+    params = fs.init_params()
+    names = ('W4 b4 gamma3 beta3 W3 b3 gamma2 beta2 W2 b2 gamma1 beta1 W1 '
+             'b1').split()
+    groups = dist.buckets(params)
+    assert len(groups) == 1 and sorted(groups[0]) == sorted(names)
+    single = dist.buckets(params, 1)
+    assert [group[0] for group in single] == ['W4', 'W3', 'W2', 'W1']
+    assert [set(group) for group in dist.buckets(params, 100_000)] == [
+        set(names[:8]), set(names[8:12]), set(names[12:])]
 
 
-def test_file_that_is_no_python(tmp_path):
-    with pytest.raises(ValueError, match=r'^reference: expected .* syntax'):
-        dist.find_function(script(tmp_path, 'this is no program\n'))
+def test_a_skipped_layer_is_noticed():
+    """Of the same width: without names, its statistics would be taken."""
+    def worker(exchange):
+        for name in ('a', 'b', 'c'):
+            if (exchange.rank, name) != (1, 'b'):
+                dist.SyncBatchNorm(exchange, name=name)(
+                    nd.ones(3), nd.zeros(3), nd.ones((4, 3)))
 
-
-def test_free_port():
-    port = dist.free_port()
-    with socket.socket() as listener:
-        listener.bind(('127.0.0.1', port))
-    with pytest.raises(RuntimeError, match=r"^host: found no free port at '2"):
-        dist.free_port('203.0.113.1')  # an address of nobody
+    with pytest.raises(RuntimeError, match=r'^gather: worker \d is elsewhere '
+                       r'than worker \d, at [bc], forward, 7 numbers$'):
+        Together(2).run(worker)
 
 
 def test_fit_exchange_time():
-    P, n = [1, 2, 4, 4], [1e3, 1e5, 1e3, 1e6]
-    truth = 1e-4, 2e-4, 1e-9
-    t = [truth[0] + p * (truth[1] + 2 * m * truth[2])
-         for p, m in zip(P, n, strict=True)]
-    assert_allclose(dist.fit_exchange_time(P, n, t), truth, rtol=1e-6)
-    falling = dist.fit_exchange_time(P, n, [4, 3, 2, 1])
+    P, n, k = [2, 4, 4], [1e3, 1e5, 1e6], [2, 4, 1]
+    truth = 1e-4, 1e-9
+    t = [2 * (p - 1) * (truth[0] + truth[1] * m / parts)
+         for p, m, parts in zip(P, n, k, strict=True)]
+    assert_allclose(dist.fit_exchange_time(P, n, k, t), truth, rtol=1e-6)
+    falling = dist.fit_exchange_time(P, n, k, [4, 3, 2])
     assert (falling >= 0).all()
-    for seconds in ([1, 2], [1, 2, 3, 0]):
-        with pytest.raises(ValueError, match=r'^seconds: expected three'):
-            dist.fit_exchange_time(P[:len(seconds)], n[:len(seconds)],
-                                   seconds)
+    for count, seconds in ((1, [1]), (3, [1, 2, 0])):
+        with pytest.raises(ValueError, match=r'^seconds: expected two or'):
+            dist.fit_exchange_time(P[:count], n[:count], k[:count], seconds)
+    with pytest.raises(ValueError, match=r'of several workers'):
+        dist.fit_exchange_time([1, 2], n[:2], k[:2], [1, 2])
 
 
-@given(st.tuples(*[st.floats(0, 1)] * 3).filter(lambda x: sum(x) > 0.01))
+@given(st.tuples(*[st.floats(0, 1)] * 2).filter(lambda x: sum(x) > 0.01))
 def test_fit_finds_the_truth(truth):
-    P = np.repeat([1, 2, 4], 3)
-    n = np.tile([1., 10, 100], 3)
-    t = truth[0] + P * (truth[1] + 2 * n * truth[2])
-    fitted = dist.fit_exchange_time(P, n, t)
-    again = fitted[0] + P * (fitted[1] + 2 * n * fitted[2])
-    assert_allclose(again, t, rtol=1e-6)
+    P, n = np.repeat([2, 4, 8], 3), np.tile([1., 10, 100], 3)
+    for k in (np.ones(9), P):
+        t = 2 * (P - 1) * (truth[0] + truth[1] * n / k)
+        fitted = dist.fit_exchange_time(P, n, k, t)
+        again = 2 * (P - 1) * (fitted[0] + fitted[1] * n / k)
+        assert_allclose(again, t, rtol=1e-6)
 
 
-# -- the launcher: runs ----------------------------------------------------
-
-LISTEN = '''
-def main(exchange):
-    """Ports that processes of this run listen at, and where."""
-    mark = f"D2LTVM_RUN={os.environ['D2LTVM_RUN']}".encode()
-    sockets = set()
-    for path in Path('/proc').glob('[0-9]*'):
-        try:
-            if mark in (path / 'environ').read_bytes().split(b'\\0'):
-                for fd in os.listdir(path / 'fd'):
-                    sockets.add(os.path.realpath(path / 'fd' / fd))
-        except OSError:
-            continue
-    sockets = {os.path.basename(name) for name in sockets}
-    rows = [row.split() for kind in ('tcp', 'tcp6')
-            for row in Path('/proc/net', kind).read_text().split('\\n')[1:-1]]
-    places = [row[1].split(':')[0] for row in rows
-              if row[3] == '0A' and f'socket:[{row[9]}]' in sockets]
-    rows = exchange.gather(np.array([1 / 3, exchange.rank]))
-    total = exchange.sum(np.full(2, 1 + exchange.rank, 'float32'))
-    return {'places': np.array(places), 'rows': rows, 'total': total}
-'''
-
-
-def test_run_listens_at_loopback_only(tmp_path):
-    results = dist.launch(script(tmp_path, LISTEN), 2, servers=2)
-    for result in results:
-        assert_array_equal(result['rows'], [[1 / 3, 0], [1 / 3, 1]])
-        assert_array_equal(result['total'], [3, 3])
-        # 1 scheduler, 2 servers, 2 workers: all at 127.0.0.1
-        assert result['places'].tolist() == 5 * ['0100007F']
-
-
-ACCIDENT = '''
-def main(exchange, what, folder, data, at=21):
-    """After two steps, something happens to a process of this run."""
-    def sum_until(values):
-        if exchange.rank == 1 and exchange.rounds == at:
-            print('last words', flush=True)
-            Path(folder, 'accident').touch()
-            if what == 'raise':
-                raise KeyError('something is wrong')
-            if what == 'sleep':
-                time.sleep(1000)
-            if what == 'fork':
-                if os.fork() == 0:
-                    time.sleep(1000)
-                sys.exit(3)
-            if what.startswith('SIG'):
-                os.kill(os.getpid(), getattr(signal, what))
-            role = f'DMLC_ROLE={what}'.encode()
-            mark = f"D2LTVM_RUN={os.environ['D2LTVM_RUN']}".encode()
-            for path in Path('/proc').glob('[0-9]*'):
-                try:
-                    has = (path / 'environ').read_bytes().split(b'\\0')
-                except OSError:
-                    continue
-                if role in has and mark in has:
-                    os.kill(int(path.name), signal.SIGKILL)
-        return Exchange.sum(exchange, values)
-
-    exchange.sum = sum_until
-    return train_worker(exchange, data, steps=6, batch=8, every=2,
-                        checkpoint=folder + '/checkpoint.npz')
-'''
-
-
-STUCK = r'no progress for 1.5 s; waiting for worker 1, after 21 exch'
-
-
-@pytest.mark.parametrize(('what', 'message'), [
-    pytest.param('fork', r'worker 1 failed with exit code 1; its last words:'
-                 r'(.|\n)*SystemExit: 3', marks=soak),
-    pytest.param('SIGSTOP', STUCK, marks=soak),
-    ('sleep', STUCK),
-    ('server', r'server 0 was killed by SIGKILL')])
-def test_accident_ends_the_run(tmp_path, data, what, message, monkeypatch):
-    class Clock:
-        """Stands still until the accident: a busy machine is none."""
-
-        sleep, begin = time.sleep, 0.0
-
-        def monotonic(self):
-            if not (tmp_path / 'accident').exists():
-                return 0.0
-            self.begin = self.begin or time.monotonic()
-            return time.monotonic() - self.begin
-
-    monkeypatch.setattr(dist, 'time', Clock())
-    with pytest.raises(RuntimeError, match=message):
-        dist.launch(script(tmp_path, ACCIDENT), 2, {
-            'what': what, 'folder': str(tmp_path), 'data': data},
-            patience=1.5)
-    assert (tmp_path / 'checkpoint.npz').exists()
-
-
-def test_error_in_the_backward_pass_is_shown(tmp_path, data):
-    with pytest.raises(RuntimeError, match=r"(?s)worker 1 .*KeyError: 'some"):
-        dist.launch(script(tmp_path, ACCIDENT), 2, {
-            'what': 'raise', 'folder': str(tmp_path), 'data': data, 'at': 25})
-
-
-@soak
-def test_training_goes_on_after_an_accident(tmp_path, data):
-    """Statistics and parameters as if nothing had happened."""
-    arguments = {'data': data, 'steps': 6, 'batch': 8, 'every': 2}
-    unbroken = dist.launch(WORKER, 2, arguments)
-    with pytest.raises(RuntimeError, match='worker 1 was killed by SIGKILL'):
-        dist.launch(script(tmp_path, ACCIDENT), 2, {
-            'what': 'SIGKILL', 'folder': str(tmp_path), 'data': data})
-    checkpoint = str(tmp_path / 'checkpoint.npz')
-    with np.load(checkpoint) as state:
-        assert state['step'] == 2
-    resumed = dist.launch(WORKER, 2, {**arguments, 'checkpoint': checkpoint})
-    for got, expected in zip(resumed, unbroken, strict=True):
-        assert_array_equal(got.pop('losses'), expected.pop('losses')[2:])
-        assert got.keys() == expected.keys()
-        for key in expected:
-            assert_array_equal(got[key], expected[key], err_msg=key)
-
-
-@soak
-def test_workers_are_one_process(data):
-    """Three synchronised workers, unequal shares, float64: 1e-10."""
-    arguments = {'data': data, 'steps': 2, 'batch': 8, 'dtype': 'float64'}
-    three = dist.launch(WORKER, 3, arguments)
-    one = dist.train_worker(dist.Exchange(), **arguments)
-    for state in three:
-        for key, value in one.items():
-            assert_allclose(state[key], np.broadcast_to(
-                value, state[key].shape), rtol=1e-8,
-                atol=1e-10 * abs(value).max(), err_msg=key)
-
-
-def test_time_is_over(tmp_path):
-    with pytest.raises(RuntimeError, match=r'^the run is not over after 1 s; '
-                       r'waiting for scheduler, server 0, worker 0'):
-        dist.launch(script(tmp_path, '''
-def main(exchange):
-    time.sleep(1000)
-'''), 1, timeout=1)
-
-
-def test_port_is_taken(tmp_path):
-    with socket.socket() as listener:
-        listener.bind(('127.0.0.1', 0))
-        listener.listen()
-        with pytest.raises(RuntimeError, match=r'^scheduler .*(fail|kill)ed'):
-            dist.launch(WORKER, 1, port=listener.getsockname()[1])
-
-
-def test_nothing_is_left_when_the_launcher_is_killed(tmp_path,
-                                                     no_process_is_left):
-    reference = script(tmp_path, '''
-def main(exchange, path):
-    Path(path).touch()
-    time.sleep(1000)
-''')
-    sign = tmp_path / 'sign'
-    program = ('from d2ltvm.distributed import launch\n'
-               f'launch({reference!r}, 1, {{"path": {str(sign)!r}}})')
-    launcher = subprocess.Popen([sys.executable, '-c', program])
-    wait_for(sign.exists)
-    assert len(processes(no_process_is_left)) == 4
-    launcher.kill()
-    launcher.wait()
-    wait_for(lambda: not processes(no_process_is_left))
-
-
-def test_nothing_is_left_after_an_interrupt(tmp_path, monkeypatch,
-                                            no_process_is_left):
-    def interrupted(*args):
-        assert len(processes(no_process_is_left)) == 4
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(dist, 'watch', interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        dist.launch(WORKER, 2)
-
-
-def wait_for(condition, seconds=300):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, 'this takes too long'
-        time.sleep(0.05)
+def test_names_that_moved_are_still_here():
+    from d2ltvm import launcher
+    for name in ('Exchange', 'ServerExchange', 'find_function', 'free_port',
+                 'launch', 'save_arrays', 'work'):
+        assert getattr(dist, name) is getattr(launcher, name)
