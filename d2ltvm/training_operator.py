@@ -4,7 +4,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,286 +12,436 @@ import numpy as np
 from d2ltvm import needed_for
 from d2ltvm.checks import (check_array, check_batch, check_number,
                            check_variance)
-from d2ltvm.cpu_schedule import host_target, vector_lanes
+from d2ltvm.cpu_schedule import (_STREAM, aligned_empty, host_target, relu,
+                                 vector_lanes)
 from d2ltvm.fast_operations import apply_statistics
 from d2ltvm.mxnet_today import mx, nd
 from d2ltvm.own_gradient import Function, prepare_callbacks
-from d2ltvm.theory import merge_statistics
 
 with needed_for('d2ltvm.training_operator'):
     import tvm
     import tvm_ffi
-    from tvm.ir import Expr
-    from tvm.script.ir_builder import IRBuilder
-    from tvm.tirx import Buffer, PrimFunc, Var
-    from tvm.tirx.script import builder as T
+    from tvm.script import tirx as T
+    from tvm.tirx import Expr, PrimFunc, Select, Var
 
 __all__ = ['BatchNormFunction', 'BatchNormOperator', 'BatchNormProperty',
-           'CompiledBatchNorm', 'Kernels', 'Loops', 'PART', 'backward_program',
-           'compile_kernels', 'forward_program', 'register_operator',
-           'train_backward', 'train_forward']
+           'CompiledBatchNorm', 'F32', 'Kernels', 'PART', 'STREAM_FROM',
+           'UNIT', 'UNROLL', 'backward_program', 'compile_kernels',
+           'forward_program', 'register_operator', 'train_backward',
+           'train_forward']
 
 
-# chapters/training_operator.ipynb, cell fn-loops
-def _store(buffer: Buffer, i: Expr | int, value: Expr) -> None:
-    """Write an assignment to one element into the program."""
-    T.buffer_store(buffer, value, [i])
+# chapters/training_operator.ipynb, cell fn-visits
+UNROLL = 4  # vectors at once: a sum must not wait for the last addition
 
 
-# chapters/training_operator.ipynb, cell fn-loops
-def _local(length: int) -> Buffer:
-    """Declare a small buffer that can live in registers."""
-    return T.alloc_buffer((length,), 'float32', scope='local')
+# chapters/training_operator.ipynb, cell fn-visits
+def _visits(dense: bool, lanes: int, c: Expr, size: Expr | int) -> Any:
+    """A loop over the values of `width` channels, from `first` on.
 
-
-# chapters/training_operator.ipynb, cell fn-loops
-class Loops:
-    """Writes loops over a batch into the program that is being built.
-
-    Parameters
-    ----------
-    dense : bool
-        True: data of shape (N, C); False: (N, C, H, W).
-    lanes : int
-        Numbers in a vector register.
-    parallel : bool
-        Distribute the channels over threads.
+    An image has `size` values a channel: those from `low` to `high`.
     """
+    wide = UNROLL * lanes
 
-    unroll = 4  # vectors at once: a sum must not wait for the last addition
+    @T.inline
+    def features(body, begin, end, first, width, low=0, high=1):
+        for i in range(begin, end):
+            for v in T.vectorized(width):
+                body(i * c + first + v, v, v)
 
-    def __init__(self, dense: bool, lanes: int,
-                 parallel: bool = False) -> None:
-        self.dense, self.lanes = dense, lanes
-        self.n, self.c, h, w = (Var(x, 'int64') for x in 'nchw')
-        self.shape = (self.n, self.c) if dense else (self.n, self.c, h, w)
-        self.size = 1 if dense else h * w
-        self.outer = T.parallel if parallel else T.serial
+    @T.inline
+    def images(body, begin, end, first, width, low=0, high=size):
+        for i in range(begin, end):
+            at: T.let = (i * c + first) * size + low
+            count: T.let = high - low
+            for j in range(count // wide):
+                for u in T.unroll(UNROLL):
+                    for v in T.vectorized(lanes):
+                        body(at + j * wide + u * lanes + v, u * lanes + v, 0)
+            for j in range(count % wide // lanes):
+                for v in T.vectorized(lanes):
+                    body(at + count // wide * wide + j * lanes + v, v, 0)
+            for v in range(count % lanes):
+                body(at + count // lanes * lanes + v, v, 0)
 
-    def arguments(self, *scalars: str,
-                  **shapes: tuple[Expr | int, ...]) -> list[Buffer | Var]:
-        """Declare arguments; returns buffers, flat, then the scalars.
-
-        Four bytes are all the alignment the program relies on.
-        """
-        handles = [T.arg(name, T.handle()) for name in shapes]
-        values = [T.arg(name, T.float32()) for name in scalars]
-        buffers = [IRBuilder.name(name, T.match_buffer(
-            handle, shape, 'float32', align=4))
-            for handle, (name, shape) in zip(handles, shapes.items(),
-                                             strict=True)]
-        return [T.decl_buffer((math.prod(shape),), 'float32', align=4,
-                              data=buffer.data)
-                for buffer, shape in zip(buffers, shapes.values(),
-                                         strict=True)] + values
-
-    def channels(self) -> Iterator[tuple[Expr, int]]:
-        """Loop over blocks of channels: yields first channel and width."""
-        done = 0  # dense channels are lanes: 4 vectors, then 1, then 1 lane
-        for width in ((self.unroll * self.lanes, self.lanes, 1) if self.dense
-                      else (1,)):
-            blocks = (self.c - done) // width
-            with self.outer(0, blocks) as block:
-                yield done + block * width, width
-            done = done + blocks * width
-
-    def values(self, begin: Expr | int, examples: Expr, first: Expr,
-               width: int, low: Expr | int = 0, high: Expr | int | None = None
-               ) -> Iterator[tuple[Expr, Expr, Expr | int]]:
-        """Loop over the values of a block in some examples.
-
-        Of an image those from `low` to `high`, by default all. Yields
-        position, lane of a sum, and channel within the block.
-        """
-        lanes, wide = self.lanes, self.unroll * self.lanes
-        size = (self.size if high is None else high) - low
-        with T.serial(0, examples) as i:
-            start = ((begin + i) * self.c + first) * self.size + low
-            if self.dense:
-                with T.vectorized(0, width) as v:
-                    yield start + v, v, v
-                return
-            with T.serial(0, size // wide) as j:
-                with T.unroll(0, self.unroll) as u:
-                    with T.vectorized(0, lanes) as v:
-                        yield (start + j * wide + u * lanes + v,
-                               u * lanes + v, 0)
-            with T.serial(0, size % wide // lanes) as j:
-                with T.vectorized(0, lanes) as v:
-                    yield start + size // wide * wide + j * lanes + v, v, 0
-            with T.serial(0, size % lanes) as v:
-                yield start + size // lanes * lanes + v, v, 0
-
-    def sums(self, width: int) -> Buffer:
-        """A buffer with one sum per lane, set to zero."""
-        length = width if self.dense else self.unroll * self.lanes
-        buffer = _local(length)
-        with T.vectorized(0, length) as v:
-            _store(buffer, v, T.float32(0))
-        return buffer
-
-    def totals(self, sums: Buffer, width: int) -> Buffer:
-        """One total per channel of the block, in a buffer."""
-        if self.dense:
-            return sums  # a lane is a channel
-        with T.unroll(1, self.unroll) as u, T.vectorized(0, self.lanes) as v:
-            _store(sums, v, sums[v] + sums[u * self.lanes + v])
-        total = _local(1)
-        _store(total, 0, sums[0])
-        with T.unroll(1, self.lanes) as v:
-            _store(total, 0, total[0] + sums[v])
-        return total
+    return features if dense else images
 
 
-# chapters/training_operator.ipynb, cell fn-forward-program
+# chapters/training_operator.ipynb, cell fn-totals
+def _totals(dense: bool, lanes: int) -> Any:
+    """Add the lanes of a sum to the first one."""
+    @T.inline
+    def features(sums):
+        T.evaluate(0)  # a lane is a channel
+
+    @T.inline
+    def images(sums):
+        for u in T.unroll(1, UNROLL):
+            for v in T.vectorized(lanes):
+                sums[v] = sums[v] + sums[u * lanes + v]
+        for v in T.unroll(1, lanes):
+            sums[0] = sums[0] + sums[v]
+
+    return features if dense else images
+
+
+# chapters/training_operator.ipynb, cell fn-channels
+def _channels(dense: bool, lanes: int, c: Expr, parallel: bool) -> Any:
+    """A loop over blocks of channels, which threads share if `parallel`.
+
+    Runs `body` for the first channel, the number of channels, and the
+    number of sums of a block.
+    """
+    loop = T.parallel if parallel else T.serial
+
+    @T.inline
+    def features(body):
+        for k in loop(c // lanes):
+            body(k * lanes, lanes, lanes)
+        for k in loop(c % lanes):
+            body(c // lanes * lanes + k, 1, 1)
+
+    @T.inline
+    def images(body):
+        for k in loop(c):
+            body(k, 1, UNROLL * lanes)
+
+    return features if dense else images
+
+
+# chapters/training_operator.ipynb, cell fn-channels
+def _shapes(dense: bool) -> tuple:
+    """N, C, HW and the shape of a batch, which each call brings along."""
+    n, c, h, w = (Var(name, 'int64') for name in 'nchw')
+    return (n, c, 1, (n, c)) if dense else (n, c, h * w, (n, c, h, w))
+
+
+# chapters/training_operator.ipynb, cell fn-part
+F32 = 'float32'
+
+
+# chapters/training_operator.ipynb, cell fn-part
+UNIT = 2. ** -17  # squares fit if the variance does
+
+
+# chapters/training_operator.ipynb, cell fn-part
+def _sums(visit: Any, totals: Any) -> Any:
+    """Sums of the deviations from the pivot, and of their squares."""
+    @T.inline
+    def sums(X, pivot, total, square, count, place):
+        @T.inline
+        def deviate(p, lane, q):
+            d: T.let = X[p] * T.float32(UNIT) - pivot[q]
+            total[lane] = total[lane] + d
+            square[lane] = square[lane] + d * d
+
+        for v in T.vectorized(count):
+            total[v] = T.float32(0)
+            square[v] = T.float32(0)
+        visit(deviate, *place)
+        totals(total)
+        totals(square)
+
+    return sums
+
+
+# chapters/training_operator.ipynb, cell fn-part
+def _merge() -> Any:
+    """Join a part to what came before, (eq-merge); the pivot moves on."""
+    @T.inline
+    def merge(total, square, before, m, pivot, rest, M2, q):
+        total[q] = total[q] / m
+        square[q] = T.max(T.float32(0), square[q] - m * total[q] * total[q])
+        total[q] = total[q] - rest[q]  # from mean to mean
+        M2[q] = M2[q] + square[q] + total[q] * total[q] * (
+            before * m / (before + m))
+        rest[q] = rest[q] + total[q] * (m / (before + m))
+        total[q] = pivot[q] + rest[q]
+        rest[q] = rest[q] - (total[q] - pivot[q])
+        pivot[q] = total[q]
+
+    return merge
+
+
+# chapters/training_operator.ipynb, cell fn-statistics
 PART = 2 ** 13  # values of a channel that are summed at a time
 
 
-# chapters/training_operator.ipynb, cell fn-forward-program
-def _statistics(loops: Loops, X: Buffer, first: Expr,
-                width: int) -> tuple[Buffer, Buffer, Buffer]:
-    """Write (eq-pivot) for each part, and merge: pivot, rest, variance."""
-    size, part = loops.size, T.max(1, PART // loops.size)  # examples
-    pieces, length = (size + PART - 1) // PART, T.min(size, PART)  # of one
-    few = (T.min(part, loops.n) + 7) // 8
-    sums = loops.sums(width)
-    for p, lane, _ in loops.values(0, few, first, width, 0, length):
-        _store(sums, lane, sums[lane] + X[p])
-    pivot, rest, M2 = loops.totals(sums, width), _local(width), _local(width)
-    with T.vectorized(0, width) as q:
-        _store(pivot, q, pivot[q] / T.Cast('float32', few * length))
-        _store(rest, q, T.float32(0))
-        _store(M2, q, T.float32(0))
-    with T.serial(0, (loops.n + part - 1) // part * pieces) as i:
-        begin, low = i // pieces * part, i % pieces * PART
-        some, high = T.min(part, loops.n - begin), T.min(size, low + PART)
-        sums, squares = loops.sums(width), loops.sums(width)
-        for p, lane, q in loops.values(begin, some, first, width, low, high):
-            d = X[p] - pivot[q]
-            _store(sums, lane, sums[lane] + d)
-            _store(squares, lane, squares[lane] + d * d)
-        r, square = loops.totals(sums, width), loops.totals(squares, width)
-        before, m = (T.Cast('float32', count) for count in (
-            begin * size + low, some * (high - low)))
-        with T.vectorized(0, width) as q:
-            _store(r, q, r[q] / m)
-            exact = square[q] - m * r[q] * r[q]  # rounding may make it < 0
-            _, mean, total = merge_statistics([
-                (before, rest[q], M2[q]),
-                (m, r[q], T.max(T.float32(0), exact))])
-            _store(M2, q, total)
-            _store(r, q, mean)
-            _store(square, q, pivot[q] + r[q])
-            _store(rest, q, r[q] - (square[q] - pivot[q]))
-            _store(pivot, q, square[q])
-    m = T.Cast('float32', loops.n * loops.size)
-    with T.vectorized(0, width) as q:
-        _store(M2, q, M2[q] / m)
-    return pivot, rest, M2
+# chapters/training_operator.ipynb, cell fn-statistics
+def _statistics(sums: Any, n: Expr, size: Expr | int) -> Any:
+    """Mean, as pivot and rest, and variance of a block of channels."""
+    merge = _merge()
+
+    @T.inline
+    def statistics(X, first, width, count, pivot, rest, var):
+        total = T.alloc_local((count,), F32)
+        square = T.alloc_local((count,), F32)
+        examples: T.let = T.max(1, PART // size)  # of a part
+        pieces: T.let = (size + PART - 1) // PART  # of an example
+        eighth: T.let = (T.min(examples, n) + 7) // 8
+        for q in T.vectorized(width):
+            pivot[q] = T.float32(0)
+            rest[q] = T.float32(0)
+            var[q] = T.float32(0)
+        sums(X, pivot, total, square, count,
+             (0, eighth, first, width, 0, T.min(size, PART)))
+        for q in T.vectorized(width):
+            pivot[q] = total[q] / T.Cast(F32, eighth * T.min(size, PART))
+        for i in range((n + examples - 1) // examples * pieces):
+            begin: T.let = i // pieces * examples
+            end: T.let = T.min(begin + examples, n)
+            low: T.let = i % pieces * PART
+            high: T.let = T.min(size, low + PART)
+            sums(X, pivot, total, square, count,
+                 (begin, end, first, width, low, high))
+            for q in T.vectorized(width):
+                merge(total, square, T.Cast(F32, begin * size + low),
+                      T.Cast(F32, (end - begin) * (high - low)),
+                      pivot, rest, var, q)
+        for q in T.vectorized(width):
+            var[q] = var[q] / T.Cast(F32, n * size) * T.float32(UNIT ** -2)
+            pivot[q] = pivot[q] * T.float32(1 / UNIT)
+            rest[q] = rest[q] * T.float32(1 / UNIT)
+
+    return statistics
+
+
+# chapters/training_operator.ipynb, cell fn-formulas
+def _inverse(var: Expr, eps: Expr) -> Expr:
+    """One by the standard deviation; NaN, not 0, if that is infinite."""
+    return Select(var <= T.float32(2. ** 127 * (2 - 2. ** -23)),
+                  T.float32(1) / T.sqrt(var + eps), T.float32(math.nan))
+
+
+# chapters/training_operator.ipynb, cell fn-formulas
+def _moved(momentum: Expr, old: Expr, new: Expr) -> Expr:
+    """The next value of a moving statistic, (eq-moving)."""
+    return momentum * old + (T.float32(1) - momentum) * new
+
+
+# chapters/training_operator.ipynb, cell fn-formulas
+def _passed(g: Expr, y: Expr, rectify: bool) -> Expr:
+    """The gradient behind a rectifier: it passes where `y` is positive."""
+    return Select(y > T.float32(0), g, T.float32(0)) if rectify else g
+
+
+# chapters/training_operator.ipynb, cell fn-formulas
+def _rectified(y: Expr, rectify: bool) -> Expr:
+    """The output, with or without the rectifier."""
+    return relu(y) if rectify else y
+
+
+# chapters/training_operator.ipynb, cell fn-writes
+STREAM_FROM = 2 ** 21  # values of a batch
+
+
+# chapters/training_operator.ipynb, cell fn-writes
+def _writes(dense: bool, visit: Any, n: Expr, c: Expr, size: Expr | int,
+            stream_from: int) -> Any:
+    """Write `value(p, q)` to each place: past the caches if it is much."""
+    @T.inline
+    def directly(out, value, first, width):
+        @T.inline
+        def write(p, lane, q):
+            out[p] = value(p, q)
+
+        visit(write, 0, n, first, width)
+
+    @T.inline
+    def streaming(out, value, first, width):
+        if n * c * size >= stream_from and size % 16 == 0:
+            line = T.alloc_local((16,), F32)
+            for i in range(n):
+                at: T.let = (i * c + first) * size
+                for j in range(size // 16):
+                    for v in T.vectorized(16):
+                        line[v] = value(at + j * 16 + v, 0)
+                    T.evaluate(T.call_extern(
+                        'void', 'd2ltvm_stream', T.address_of(
+                            out[at + j * 16]), T.address_of(line[0]),
+                        T.int64(16)))
+            T.evaluate(T.call_extern('void', 'd2ltvm_fence'))
+        else:
+            directly(out, value, first, width)
+
+    return directly if dense else streaming
+
+
+# chapters/training_operator.ipynb, cell fn-forward-block
+def _forward_block(statistics: Any, write: Any, rectify: bool) -> Any:
+    """The forward kernel for a block of channels."""
+    @T.inline
+    def block(x, gamma, beta, y, moving_mean, moving_var, saved, momentum,
+              eps, first, width, count):
+        pivot = T.alloc_local((width,), F32)
+        rest = T.alloc_local((width,), F32)
+        var = T.alloc_local((width,), F32)
+        scale = T.alloc_local((width,), F32)
+        shift = T.alloc_local((width,), F32)
+        statistics(x, first, width, count, pivot, rest, var)
+        for q in T.vectorized(width):
+            k: T.let = first + q
+            s: T.let = _inverse(var[q], eps)
+            scale[q] = gamma[k] * s
+            shift[q] = beta[k] - rest[q] * scale[q]
+            moving_mean[k] = _moved(momentum, moving_mean[k],
+                                    pivot[q] + rest[q])
+            moving_var[k] = _moved(momentum, moving_var[k], var[q])
+            saved[0, k] = pivot[q]
+            saved[1, k] = rest[q]
+            saved[2, k] = s
+            saved[3, k] = scale[q]
+            saved[4, k] = shift[q]
+        write(y, lambda p, q: _rectified(
+            (x[p] - pivot[q]) * scale[q] + shift[q], rectify), first, width)
+
+    return block
 
 
 # chapters/training_operator.ipynb, cell fn-forward-program
-def forward_program(loops: Loops, relu: bool) -> PrimFunc:
+def forward_program(dense: bool, lanes: int, relu: bool = False,
+                    parallel: bool = False,
+                    stream_from: int = STREAM_FROM) -> PrimFunc:
     """The forward kernel: equation (eq-batch-norm), batch statistics.
 
     Parameters
     ----------
-    loops : Loops
+    dense : bool
+        True: data of shape (N, F); False: (N, C, H, W).
+    lanes : int
+        Numbers in a vector register.
     relu : bool
         Write max(0, y) instead of y. NaN is passed on.
+    parallel : bool
+        Distribute the channels over threads.
+    stream_from : int
+        Images of so many values, and lines of 16, are written past the
+        caches, if their memory starts at a multiple of 64 bytes.
 
     Returns
     -------
     tvm.tirx.PrimFunc
-        Arguments, float32: `X` (N, C, H, W) or (N, C), `gamma`, `beta`
-        (C,), `Y` as `X`, `moving_mean`, `moving_var` (C,), `saved` (5, C),
-        numbers `momentum`, `eps`. Moving statistics by (eq-moving).
+        Arguments, float32, at any address: `X` (N, C, H, W) or (N, C),
+        `gamma`, `beta` (C,), `Y` as `X`, `moving_mean`, `moving_var` (C,),
+        `saved` (5, C), numbers `momentum`, `eps`. Moving statistics by
+        (eq-moving). No two arrays may overlap.
     """
-    c, one = loops.c, T.float32(1)
-    with IRBuilder() as builder, T.prim_func():
-        T.func_name('forward')
+    n, c, size, batch_shape = _shapes(dense)
+    visit = _visits(dense, lanes, c, size)
+    sums = _sums(visit, _totals(dense, lanes))
+    block = _forward_block(
+        _statistics(sums, n, size),
+        _writes(dense, visit, n, c, size, stream_from), relu)
+    channels = _channels(dense, lanes, c, parallel)
+
+    @T.prim_func(s_tir=True)
+    def forward(X: T.Buffer(batch_shape, F32, align=4),
+                gamma: T.Buffer((c,), F32, align=4),
+                beta: T.Buffer((c,), F32, align=4),
+                Y: T.Buffer(batch_shape, F32, align=4),
+                moving_mean: T.Buffer((c,), F32, align=4),
+                moving_var: T.Buffer((c,), F32, align=4),
+                saved: T.Buffer((5, c), F32, align=4),
+                momentum: T.float32, eps: T.float32):
         T.func_attr({'tirx.noalias': True})
-        X, gamma, beta, Y, moving_mean, moving_var, saved, momentum, eps = (
-            loops.arguments(
-                'momentum', 'eps', X=loops.shape, gamma=(c,), beta=(c,),
-                Y=loops.shape, moving_mean=(c,), moving_var=(c,),
-                saved=(5, c)))
-        for first, width in loops.channels():
-            pivot, rest, var = _statistics(loops, X, first, width)
-            inv_std, scale, shift = (_local(width) for _ in range(3))
-            with T.vectorized(0, width) as q:
-                k = first + q
-                # An infinite variance would give 0, and so hide itself
-                _store(inv_std, q, T.Select(
-                    var[q] <= T.float32(2. ** 127 * (2 - 2. ** -23)),
-                    one / T.sqrt(var[q] + eps), T.float32(math.nan)))
-                _store(scale, q, gamma[k] * inv_std[q])
-                _store(shift, q, beta[k] - rest[q] * scale[q])
-                for moving, new in ((moving_mean, pivot[q] + rest[q]),
-                                    (moving_var, var[q])):
-                    _store(moving, k, (momentum * moving[k]
-                                       + (one - momentum) * new))
-                for row, values in enumerate((pivot, rest, inv_std, scale,
-                                              shift)):
-                    _store(saved, row * c + k, values[q])
-            for p, _, q in loops.values(0, loops.n, first, width):
-                y = (X[p] - pivot[q]) * scale[q] + shift[q]
-                # constant first: max(y, 0) would turn NaN into 0
-                _store(Y, p, T.max(T.float32(0), y) if relu else y)
-    return builder.get()
+        x = T.decl_buffer((n * c * size,), F32, data=X.data, align=4)
+        y = T.decl_buffer((n * c * size,), F32, data=Y.data, align=4)
+
+        @T.inline
+        def each(first, width, count):
+            block(x, gamma, beta, y, moving_mean, moving_var, saved,
+                  momentum, eps, first, width, count)
+
+        with T.attr(0, 'pragma_import_llvm', _STREAM):
+            channels(each)
+    return forward
+
+
+# chapters/training_operator.ipynb, cell fn-backward-block
+def _backward_block(visit: Any, totals: Any, write: Any, m: Expr,
+                    rectify: bool, examples: Expr) -> Any:
+    """The backward kernel for a block of channels of m values."""
+    @T.inline
+    def block(dy, x, saved, dx, dgamma, dbeta, first, width, count):
+        total = T.alloc_local((count,), F32)
+        product = T.alloc_local((count,), F32)
+        row = T.alloc_local((5, width), F32)
+        u = T.alloc_local((width,), F32)
+        v = T.alloc_local((width,), F32)
+
+        @T.inline
+        def add(p, lane, q):
+            d: T.let = x[p] - row[0, q]
+            g: T.let = _passed(dy[p], d * row[3, q] + row[4, q], rectify)
+            total[lane] = total[lane] + g
+            product[lane] = product[lane] + g * d
+
+        for r in T.unroll(5):
+            for q in T.vectorized(width):
+                row[r, q] = saved[r, first + q]
+        for lane in T.vectorized(count):
+            total[lane] = T.float32(0)
+            product[lane] = T.float32(0)
+        visit(add, 0, examples, first, width)
+        totals(total)
+        totals(product)
+        for q in T.vectorized(width):
+            dg: T.let = (product[q] - row[1, q] * total[q]) * row[2, q]
+            dgamma[first + q] = dg
+            dbeta[first + q] = total[q]
+            u[q] = T.float32(0) - row[3, q] * row[2, q] * dg / m
+            v[q] = T.float32(0) - row[3, q] * total[q] / m - u[q] * row[1, q]
+        write(dx, lambda p, q: row[3, q] * _passed(
+            dy[p], (x[p] - row[0, q]) * row[3, q] + row[4, q], rectify) + (
+                (x[p] - row[0, q]) * u[q] + v[q]), first, width)
+
+    return block
 
 
 # chapters/training_operator.ipynb, cell fn-backward-program
-def backward_program(loops: Loops, relu: bool) -> PrimFunc:
+def backward_program(dense: bool, lanes: int, relu: bool = False,
+                     parallel: bool = False,
+                     stream_from: int = STREAM_FROM) -> PrimFunc:
     """The backward kernel: (eq-grad-gamma-beta) and (eq-grad-x).
 
     Parameters
     ----------
-    loops : Loops
-    relu : bool
+    dense, lanes, relu, parallel, stream_from
         As for `forward_program`.
 
     Returns
     -------
     tvm.tirx.PrimFunc
-        Arguments, float32: `dY`, `X`, `saved` (5, C), `dX`, `dgamma`,
-        `dbeta` (C,).
+        Arguments, float32, at any address: `dY`, `X`, `saved` (5, C),
+        `dX`, `dgamma`, `dbeta` (C,). No two arrays may overlap.
     """
-    c, zero = loops.c, T.float32(0)
-    with IRBuilder() as builder, T.prim_func():
-        T.func_name('backward')
+    n, c, size, batch_shape = _shapes(dense)
+    visit = _visits(dense, lanes, c, size)
+    block = _backward_block(
+        visit, _totals(dense, lanes),
+        _writes(dense, visit, n, c, size, stream_from),
+        T.Cast(F32, n * size), relu, n)
+    channels = _channels(dense, lanes, c, parallel)
+
+    @T.prim_func(s_tir=True)
+    def backward(dY: T.Buffer(batch_shape, F32, align=4),
+                 X: T.Buffer(batch_shape, F32, align=4),
+                 saved: T.Buffer((5, c), F32, align=4),
+                 dX: T.Buffer(batch_shape, F32, align=4),
+                 dgamma: T.Buffer((c,), F32, align=4),
+                 dbeta: T.Buffer((c,), F32, align=4)):
         T.func_attr({'tirx.noalias': True})
-        dY, X, saved, dX, dgamma, dbeta = loops.arguments(
-            dY=loops.shape, X=loops.shape, saved=(5, c), dX=loops.shape,
-            dgamma=(c,), dbeta=(c,))
-        m = T.Cast('float32', loops.n * loops.size)
-        for first, width in loops.channels():
-            rows = [_local(width) for _ in range(5)]
-            pivot, rest, inv_std, scale, shift = rows
-            with T.vectorized(0, width) as q:
-                for row, values in enumerate(rows):
-                    _store(values, q, saved[row * c + first + q])
-            sums, products = loops.sums(width), loops.sums(width)
-            for p, lane, q in loops.values(0, loops.n, first, width):
-                d = X[p] - pivot[q]
-                on = d * scale[q] + shift[q] > zero
-                g = T.Select(on, dY[p], zero) if relu else dY[p]
-                _store(sums, lane, sums[lane] + g)
-                _store(products, lane, products[lane] + g * d)
-            db, dg = (loops.totals(s, width) for s in (sums, products))
-            u, v = _local(width), _local(width)
-            with T.vectorized(0, width) as q:
-                _store(dg, q, (dg[q] - rest[q] * db[q]) * inv_std[q])
-                _store(dgamma, first + q, dg[q])
-                _store(dbeta, first + q, db[q])
-                _store(u, q, zero - scale[q] * inv_std[q] * dg[q] / m)
-                _store(v, q, zero - scale[q] * db[q] / m - u[q] * rest[q])
-            for p, _, q in loops.values(0, loops.n, first, width):
-                d = X[p] - pivot[q]
-                on = d * scale[q] + shift[q] > zero
-                g = T.Select(on, dY[p], zero) if relu else dY[p]
-                _store(dX, p, g * scale[q] + (d * u[q] + v[q]))
-    return builder.get()
+        x = T.decl_buffer((n * c * size,), F32, data=X.data, align=4)
+        dy = T.decl_buffer((n * c * size,), F32, data=dY.data, align=4)
+        dx = T.decl_buffer((n * c * size,), F32, data=dX.data, align=4)
+
+        @T.inline
+        def each(first, width, count):
+            block(dy, x, saved, dx, dgamma, dbeta, first, width, count)
+
+        with T.attr(0, 'pragma_import_llvm', _STREAM):
+            channels(each)
+    return backward
 
 
 # chapters/training_operator.ipynb, cell fn-compile
@@ -324,12 +474,11 @@ def compile_kernels(dense: bool, relu: bool = False,
         `backward_program`. They check types, shapes and strides.
     """
     target = host_target()
-    lanes = vector_lanes(target)
-    module = tvm.IRModule({
-        'forward': forward_program(Loops(dense, lanes, parallel), relu),
-        'backward': backward_program(Loops(dense, lanes, parallel), relu)})
-    compiled = tvm.compile(module, target=target)
-    return Kernels(compiled['forward'], compiled['backward'])
+    options = dense, vector_lanes(target), relu, parallel
+    return Kernels(*(
+        tvm.compile(program(*options), target=target)[name]
+        for program, name in ((forward_program, 'forward'),
+                              (backward_program, 'backward'))))
 
 
 # chapters/training_operator.ipynb, cell fn-checks
@@ -355,7 +504,17 @@ def _check_numbers(momentum: float, eps: float) -> None:
     check_number('eps', eps)
 
 
-# chapters/training_operator.ipynb, cell fn-arrays
+# chapters/training_operator.ipynb, cell fn-checks
+def _check_fit(X: np.ndarray, inv_std: np.ndarray) -> None:
+    """Refuse finite values whose variance is too large for float32."""
+    for c in np.flatnonzero(np.isnan(inv_std)):
+        low, high = X[:, c].min(), X[:, c].max()
+        if np.isfinite([low, high]).all():
+            raise ValueError('X: expected a variance that float32 can hold, '
+                             f'got channel {c} from {low:g} to {high:g}')
+
+
+# chapters/training_operator.ipynb, cell fn-train-forward
 def train_forward(X: np.ndarray, gamma: np.ndarray, beta: np.ndarray,
                   moving_mean: np.ndarray, moving_var: np.ndarray,
                   momentum: float = 0.9, eps: float = 1e-5, relu: bool = False,
@@ -389,14 +548,10 @@ def train_forward(X: np.ndarray, gamma: np.ndarray, beta: np.ndarray,
     Raises
     ------
     TypeError, ValueError
-        If an argument has the wrong type, shape, layout or range; the
-        message starts with its name.
-
-    Notes
-    -----
-    The squares of the deviations are summed in float32. Where their sum is
-    too large for it, with 4096 values from deviations of 3e17 on, the
-    channel becomes NaN, although its variance alone would fit.
+        If an argument has the wrong type, shape, layout or range, a moving
+        variance is negative, or the variance of finite values does not fit
+        float32; the message starts with its name. The moving statistics
+        are then as they were. NaN and infinity in `X` become NaN in `Y`.
     """
     channels: dict[str, Any] = {
         'gamma': gamma, 'beta': beta, 'moving_mean': moving_mean,
@@ -404,14 +559,18 @@ def train_forward(X: np.ndarray, gamma: np.ndarray, beta: np.ndarray,
     _check_batch(X, **channels)
     _check_memory(X=X, **channels)
     _check_numbers(momentum, eps)
-    Y, saved = np.empty_like(X), np.empty((5, X.shape[1]), 'float32')
+    check_variance('moving_var', moving_var)
+    Y, saved = aligned_empty(X.shape), np.empty((5, X.shape[1]), 'float32')
+    moving = np.stack([moving_mean, moving_var])
     kernels = compile_kernels(X.ndim == 2, bool(relu), bool(parallel))
-    kernels.forward(X, gamma, beta, Y, moving_mean, moving_var, saved,
-                    float(momentum), float(eps))
+    kernels.forward(X, gamma, beta, Y, *moving, saved, float(momentum),
+                    float(eps))
+    _check_fit(X, saved[2])
+    moving_mean[:], moving_var[:] = moving
     return Y, saved
 
 
-# chapters/training_operator.ipynb, cell fn-arrays
+# chapters/training_operator.ipynb, cell fn-train-backward
 def train_backward(dY: np.ndarray, X: np.ndarray, saved: np.ndarray,
                    relu: bool = False, parallel: bool = False
                    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -443,14 +602,14 @@ def train_backward(dY: np.ndarray, X: np.ndarray, saved: np.ndarray,
     check_array('dY', dY, 'float32', X.shape)
     check_array('saved', saved, 'float32', (5, X.shape[1]))
     _check_memory(dY=dY, X=X, saved=saved)
-    dX = np.empty_like(X)
+    dX = aligned_empty(X.shape)
     dgamma, dbeta = np.empty((2, X.shape[1]), 'float32')
     kernels = compile_kernels(X.ndim == 2, bool(relu), bool(parallel))
     kernels.backward(dY, X, saved, dX, dgamma, dbeta)
     return dX, dgamma, dbeta
 
 
-# chapters/training_operator.ipynb, cell fn-function
+# chapters/training_operator.ipynb, cell fn-share
 def _check_layer(X: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray) -> None:
     """Refuse what are no arrays of a layer on the CPU, dense and float32."""
     _check_batch(X, nd.NDArray, gamma=gamma, beta=beta)
@@ -460,64 +619,13 @@ def _check_layer(X: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray) -> None:
                              f'on {array.context}')
 
 
-# chapters/training_operator.ipynb, cell fn-function
+# chapters/training_operator.ipynb, cell fn-share
 def _share(array: nd.NDArray) -> tvm.runtime.Tensor:
     """The memory of an MXNet array as a TVM tensor; waits for its data.
 
     Kernels also write through it, into arrays that nobody else uses now.
     """
     return tvm_ffi.from_dlpack(array.to_dlpack_for_read())
-
-
-# chapters/training_operator.ipynb, cell fn-function
-class BatchNormFunction(Function):
-    """One use of the kernels: from gamma, beta and X to the output.
-
-    Called with NDArrays; each may be frozen, and gradients may add up.
-
-    Parameters
-    ----------
-    moving_mean, moving_var : ndarray, shape (F,) or (C,), float32
-        Changed in place by the forward kernel.
-    momentum, eps, relu
-        As in `train_forward`.
-    """
-
-    def __init__(self, moving_mean: np.ndarray, moving_var: np.ndarray,
-                 momentum: float, eps: float, relu: bool = False) -> None:
-        super().__init__()
-        _check_numbers(momentum, eps)
-        self.moving, self.numbers = (moving_mean, moving_var), (momentum, eps)
-        self.relu = relu
-
-    def __call__(self, *inputs: nd.NDArray) -> nd.NDArray:
-        """The output for gamma, beta and X; checks them."""
-        gamma, beta, X = inputs
-        _check_layer(X, gamma, beta)
-        moving = dict(zip(('moving_mean', 'moving_var'), self.moving,
-                          strict=True))
-        for name, array in moving.items():
-            check_array(name, array, 'float32', X.shape[1:2])
-        _check_memory(**moving)
-        return super().__call__(gamma, beta, X)
-
-    def forward(self, gamma: nd.NDArray, beta: nd.NDArray,
-                X: nd.NDArray) -> nd.NDArray:
-        """Arguments and result are NDArrays; see `train_forward`."""
-        Y, saved = nd.empty(X.shape), np.empty((5, X.shape[1]), 'float32')
-        kernels, shared = compile_kernels(X.ndim == 2, self.relu), _share(X)
-        kernels.forward(shared, *map(_share, (gamma, beta, Y)), *self.moving,
-                        saved, *self.numbers)
-        self.kernel, self.kept = kernels.backward, (shared, saved)
-        return Y
-
-    def backward(self, dY: nd.NDArray
-                 ) -> tuple[nd.NDArray, nd.NDArray, nd.NDArray]:
-        """Gradients in the order of the inputs of `forward`."""
-        dX, C = nd.empty(dY.shape), dY.shape[1]
-        dgamma, dbeta = nd.empty(C), nd.empty(C)
-        self.kernel(_share(dY), *self.kept, *map(_share, (dX, dgamma, dbeta)))
-        return dgamma, dbeta, dX
 
 
 # chapters/training_operator.ipynb, cell fn-operator
@@ -552,7 +660,7 @@ class BatchNormOperator(mx.operator.CustomOp):
                 a += new
 
 
-# chapters/training_operator.ipynb, cell fn-operator
+# chapters/training_operator.ipynb, cell fn-property
 class BatchNormProperty(mx.operator.CustomOpProp):
     """What MXNet asks about the operator; its options are strings."""
 
@@ -588,7 +696,7 @@ class BatchNormProperty(mx.operator.CustomOpProp):
         return BatchNormOperator(*self.options, len(shapes[0]) == 2)
 
 
-# chapters/training_operator.ipynb, cell fn-operator
+# chapters/training_operator.ipynb, cell fn-property
 @functools.cache
 def register_operator() -> str:
     """Make the operator known to MXNet; returns its name."""
@@ -689,3 +797,55 @@ class CompiledBatchNorm:
         check_variance('moving_var', var)
         Y = apply_statistics(X, mean, var, gamma, beta, self.eps)
         return nd.relu(Y) if self.relu else Y
+
+
+# chapters/training_operator.ipynb, cell fn-function
+class BatchNormFunction(Function):
+    """One use of the kernels: from gamma, beta and X to the output.
+
+    Called with NDArrays; each may be frozen, and gradients may add up.
+
+    Parameters
+    ----------
+    moving_mean, moving_var : ndarray, shape (F,) or (C,), float32
+        Changed in place by the forward kernel.
+    momentum, eps, relu
+        As in `train_forward`.
+    """
+
+    def __init__(self, moving_mean: np.ndarray, moving_var: np.ndarray,
+                 momentum: float, eps: float, relu: bool = False) -> None:
+        super().__init__()
+        _check_numbers(momentum, eps)
+        self.moving, self.numbers = (moving_mean, moving_var), (momentum, eps)
+        self.relu = relu
+
+    def __call__(self, *inputs: nd.NDArray) -> nd.NDArray:
+        """The output for gamma, beta and X; checks them."""
+        gamma, beta, X = inputs
+        _check_layer(X, gamma, beta)
+        moving = dict(zip(('moving_mean', 'moving_var'), self.moving,
+                          strict=True))
+        for name, array in moving.items():
+            check_array(name, array, 'float32', X.shape[1:2])
+        _check_memory(**moving)
+        check_variance('moving_var', self.moving[1])
+        return super().__call__(gamma, beta, X)
+
+    def forward(self, gamma: nd.NDArray, beta: nd.NDArray,
+                X: nd.NDArray) -> nd.NDArray:
+        """Arguments and result are NDArrays; see `train_forward`."""
+        Y, saved = nd.empty(X.shape), np.empty((5, X.shape[1]), 'float32')
+        kernels, shared = compile_kernels(X.ndim == 2, self.relu), _share(X)
+        kernels.forward(shared, *map(_share, (gamma, beta, Y)), *self.moving,
+                        saved, *self.numbers)
+        self.kernel, self.kept = kernels.backward, (shared, saved)
+        return Y
+
+    def backward(self, dY: nd.NDArray
+                 ) -> tuple[nd.NDArray, nd.NDArray, nd.NDArray]:
+        """Gradients in the order of the inputs of `forward`."""
+        dX, C = nd.empty(dY.shape), dY.shape[1]
+        dgamma, dbeta = nd.empty(C), nd.empty(C)
+        self.kernel(_share(dY), *self.kept, *map(_share, (dX, dgamma, dbeta)))
+        return dgamma, dbeta, dX

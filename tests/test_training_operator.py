@@ -5,6 +5,7 @@ adds at most a few thousand numbers per lane here, in random order of sign;
 each result is judged relative to the sum of the sizes of the terms in it.
 One float32 rounding is 6e-8 of its term, and TOLERANCE is about 80 of them.
 """
+import functools
 import subprocess
 import sys
 
@@ -88,6 +89,21 @@ def judge(results, X, dY, gamma, beta, momentum=0.9, eps=1e-5, relu=False):
 
 # The kernels
 
+@functools.cache
+def build(dense, lanes=None, part=module.PART, **options):
+    """The pair, for other lanes, parts, or ways to write."""
+    target = module.host_target()
+    lanes = lanes or module.vector_lanes(target)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, 'PART', part)
+        return tuple(tvm.compile(program(dense, lanes, **options),
+                                 target=target)[name]
+                     for program, name in (
+                         (module.forward_program, 'forward'),
+                         (module.backward_program, 'backward')))
+
+
+
 @quick
 @given(shapes, seeds, offsets, scales, st.booleans())
 @example((1, 1), 0, 0, 1.0, False)
@@ -113,12 +129,7 @@ def test_momentum_and_eps(shape, seed, momentum, eps):
 @given(shapes, seeds, st.sampled_from((4, 8, 16)))
 def test_any_number_of_lanes(shape, seed, lanes):
     arrays = X, dY, gamma, beta = draw(shape, seed)
-    target, dense = module.host_target(), X.ndim == 2
-    forward, backward = (
-        tvm.compile(program(module.Loops(dense, lanes), False),
-                    target=target)[name]
-        for program, name in ((module.forward_program, 'forward'),
-                              (module.backward_program, 'backward')))
+    forward, backward = build(X.ndim == 2, lanes)
     moving = np.zeros_like(gamma), np.ones_like(gamma)
     Y, dX, saved = X.copy(), X.copy(), np.empty((5, len(gamma)), 'float32')
     dgamma, dbeta = gamma.copy(), beta.copy()
@@ -153,13 +164,7 @@ def test_any_number_of_parts(shape, seed, offset, part, drift):
     arrays = X, dY, gamma, beta = draw(shape, seed, offset)
     if drift:
         X[len(X) // 2:] += 50
-    target, dense = module.host_target(), X.ndim == 2
-    lanes = module.vector_lanes(target)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, 'PART', part)
-        forward = module.forward_program(module.Loops(dense, lanes), False)
-    forward = tvm.compile(forward, target=target)['forward']
-    backward = module.compile_kernels(dense).backward
+    forward, backward = build(X.ndim == 2, part=part)
     moving = np.zeros_like(gamma), np.ones_like(gamma)
     Y, dX, saved = X.copy(), X.copy(), np.empty((5, len(gamma)), 'float32')
     dgamma, dbeta = gamma.copy(), beta.copy()
@@ -287,19 +292,70 @@ def test_no_inference_with_a_negative_variance():
 
 
 @pytest.mark.parametrize('relu', [False, True])
-@pytest.mark.parametrize(('shape', 'size', 'fits'), [
-    ((4096, 3), 1e17, True), ((4096, 3), 1e18, False), ((4096, 3), 1e30,
-                                                        False),
-    ((64, 2, 8, 8), 1e17, True), ((64, 2, 8, 8), 1e18, False)])
-def test_squares_that_do_not_fit_are_no_silent_zero(shape, size, fits, relu):
+@pytest.mark.parametrize('shape', [(4096, 3), (64, 2, 8, 8), (2, 1, 96, 97)])
+@pytest.mark.parametrize('size', [1e15, 1e18, 1e19])
+def test_what_fits_is_right(shape, size, relu):
+    """The variance fits float32; the sum of the squares does not."""
     X, dY, gamma, beta = draw(shape)
     X *= np.float32(size)
-    Y, dX, *_ = run(X, dY, gamma, beta, relu=relu)
-    if fits:
-        judge(run(X, dY, gamma, beta, relu=relu), X, dY, gamma, beta,
-              relu=relu)
-    else:
-        assert np.isnan(Y).all() and np.isnan(dX).all()
+    judge(run(X, dY, gamma, beta, relu=relu), X, dY, gamma, beta, relu=relu)
+
+
+@pytest.mark.parametrize('shape', [(4096, 3), (64, 3, 8, 8)])
+@pytest.mark.parametrize('size', [1e20, 1e30, 3e38])
+def test_what_does_not_fit_is_refused_by_name(shape, size):
+    X, _, gamma, beta = draw(shape)
+    X[:, 1] = np.float32(size) * np.sign(X[:, 1])
+    moving = np.zeros(3, 'float32'), np.ones(3, 'float32')
+    with pytest.raises(ValueError, match=r'^X: .*variance.* channel 1 from'):
+        module.train_forward(X, gamma, beta, *moving)
+    assert_array_equal(moving, [[0] * 3, [1] * 3])
+    X[2, 1] = np.nan  # then it is no matter of size
+    Y, _ = module.train_forward(X, gamma, beta, *moving)
+    assert np.isnan(Y[:, 1]).all() and np.isfinite(Y[:, ::2]).all()
+
+
+def test_small_deviations_keep_their_digits():
+    X, _, gamma, beta = draw((256, 3), scale=1e-12)
+    moving = np.zeros(3, 'float32'), np.ones(3, 'float32')
+    module.train_forward(X, gamma, beta, *moving, momentum=0.0)
+    assert_allclose(moving[1], X.var(0, dtype='float64'), rtol=1e-5)
+
+
+@pytest.mark.parametrize('relu', [False, True])
+@pytest.mark.parametrize('shape', [(6, 3, 16, 16), (4, 5, 12, 4),
+                                   (3, 2, 5, 7)])
+@pytest.mark.parametrize('offset', [0, 1])
+def test_streaming_changes_no_bit(shape, relu, offset):
+    """Past the caches; where the address does not allow it, too."""
+    X, dY, gamma, beta = draw(shape)
+    results = []
+    for stream_from in (1, 2 ** 40):
+        forward, backward = build(False, relu=relu,
+                                  stream_from=stream_from)
+        Y, dX = (module.aligned_empty(X.size + 64) for _ in range(2))
+        for out in (Y, dX):
+            out[:] = 77
+        Y, dX = Y[offset:], dX[offset:]
+        moving = np.zeros_like(gamma), np.ones_like(gamma)
+        saved = np.empty((5, len(gamma)), 'float32')
+        dgamma, dbeta = gamma.copy(), beta.copy()
+        forward(X, gamma, beta, Y[:X.size].reshape(shape), *moving, saved,
+                0.9, 1e-5)
+        backward(dY, X, saved, dX[:X.size].reshape(shape), dgamma, dbeta)
+        assert (Y[X.size:] == 77).all() and (dX[X.size:] == 77).all()
+        results.append((Y, dX))
+        judge((*(a[:X.size].reshape(shape) for a in (Y, dX)), dgamma, dbeta,
+               *moving), X, dY, gamma, beta, relu=relu)
+    assert_array_equal(*results)
+
+
+def test_large_batches_are_right():
+    """So large that they are written past the caches."""
+    shape = (8, 16, 128, 128)
+    assert np.prod(shape) >= module.STREAM_FROM
+    arrays = draw(shape)
+    judge(run(*arrays, parallel=True), *arrays)
 
 
 # Bad input
@@ -349,6 +405,19 @@ def test_other_number_of_channels(place):
     values[place] = np.ones(4, 'float32')
     with pytest.raises(ValueError, match=rf'^{ARRAYS[place]}: .*\(3,\), got'):
         module.train_forward(*values)
+
+
+def test_negative_moving_variances_are_refused():
+    values = arguments()
+    values[4][1] = -1
+    kept = [a.copy() for a in values]
+    with pytest.raises(ValueError, match=r'^moving_var: expected no negativ'):
+        module.train_forward(*values)
+    function = module.BatchNormFunction(values[3], values[4], 0.9, 1e-5)
+    with pytest.raises(ValueError, match=r'^moving_var: expected no negativ'):
+        function(*map(nd.array, (values[1], values[2], values[0])))
+    for a, b in zip(values, kept, strict=True):
+        assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize(('name', 'value', 'error'), [
