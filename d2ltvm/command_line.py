@@ -45,6 +45,7 @@ def _fold(options: argparse.Namespace) -> int:
 
 # chapters/command_line.ipynb, cell fn-fold
 def _add_fold(commands: Any) -> None:
+    """Declare the arguments of `fold`."""
     parser = commands.add_parser(
         'fold', help='fold batch normalization in a model of ONNX',
         description='Fold every batch normalization that can be folded, '
@@ -91,6 +92,7 @@ def _params(options: argparse.Namespace) -> int:
 
 # chapters/command_line.ipynb, cell fn-params
 def _add_params(commands: Any) -> None:
+    """Declare the arguments of `params`."""
     parser = commands.add_parser(
         'params', help='read a parameter file of MXNet, which is not needed',
         description='List the arrays of a .params file of MXNet, or write '
@@ -122,6 +124,7 @@ def _convert(options: argparse.Namespace) -> int:
 
 # chapters/command_line.ipynb, cell fn-convert
 def _add_convert(commands: Any) -> None:
+    """Declare the arguments of `convert`."""
     parser = commands.add_parser(
         'convert', help='convert running statistics to go on training',
         description='Convert the running variance of every batch '

@@ -246,6 +246,7 @@ class Layer:
 
 # chapters/fold_onnx.ipynb, cell fn-walk
 def _is_linear(node: Any) -> bool:
+    """Whether it is one of ONNX's own linear layers."""
     return node.op_type in KINDS and node.domain in ('', 'ai.onnx')
 
 
