@@ -40,10 +40,15 @@ def run(root, command):
         if not shutil.which('git'):
             pytest.skip('pre-commit needs git')
         command = f'git init --quiet && git add --all && {command}'
+    # The copy borrows this environment: no Python that was named to the make
+    # around this test may make it anew
+    outer = {'PYTHON', 'VENV', 'MAKEFLAGS', 'MAKELEVEL', 'MFLAGS'}
+    inherited = {name: value for name, value in os.environ.items()
+                 if name not in outer}
     ran = subprocess.run(
         command, shell=True, cwd=root, text=True, check=False,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env={**os.environ, 'D2LTVM_SHORT': '1', 'GIT_CONFIG_GLOBAL': '',
+        env={**inherited, 'D2LTVM_SHORT': '1', 'GIT_CONFIG_GLOBAL': '',
              'PRE_COMMIT_HOME': str(root.parent / 'pre-commit')})
     assert ran.returncode == 0, f'{command}\n{ran.stdout}'
     return ran.stdout
