@@ -3,7 +3,7 @@
 """Fold batch norm into its neighbors"""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -300,7 +300,9 @@ def conv_float64(X: np.ndarray, W: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 # chapters/folding.ipynb, cell fn-network-float64
 def network_float64(layers: Sequence[tuple[np.ndarray, np.ndarray]],
-                    images: np.ndarray) -> np.ndarray:
+                    images: np.ndarray,
+                    change: Callable[[int, np.ndarray], np.ndarray] | None
+                    = None) -> np.ndarray:
     """Logits of the folded network in float64, by NumPy alone.
 
     Parameters
@@ -308,17 +310,24 @@ def network_float64(layers: Sequence[tuple[np.ndarray, np.ndarray]],
     layers : sequence of four (W, b)
         Two convolutions and two dense layers, as from `fold_network`.
     images : ndarray, shape (N, 1, 28, 28)
+    change : callable, optional
+        ``change(i, X)`` looks at what layer `i` is given, from 0, and
+        returns what it gets in its place: (N, C, H, W) in front of a
+        convolution and of the first dense layer, else (N, C).
 
     Returns
     -------
     ndarray, shape (N, classes), float64
     """
     X = images
-    for W, b in layers[:2]:
-        X = conv_float64(X, W, b)
-    (W3, b3), (W4, b4) = layers[2:]
-    H = np.maximum(X.reshape(len(X), -1) @ W3.T.astype('float64') + b3, 0)
-    return H @ W4.T.astype('float64') + b4
+    for i, (W, b) in enumerate(layers):
+        X = X if change is None else change(i, X)
+        if i < 2:
+            X = conv_float64(X, W, b)
+        else:
+            X = X.reshape(len(X), -1) @ W.T.astype('float64') + b
+            X = np.maximum(X, 0) if i == 2 else X
+    return X
 
 
 # chapters/folding.ipynb, cell fn-relax-network

@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from d2ltvm.checks import check_array, check_choice, check_pairs
-from d2ltvm.folding import SHAPES, conv_float64
+from d2ltvm.folding import SHAPES, network_float64
 
-__all__ = ['BITS', 'calibrate', 'quantize_weights', 'quantized_network',
-           'run_layers']
+__all__ = ['BITS', 'calibrate', 'quantize_weights', 'quantized_network']
 
 
 # chapters/quantization.ipynb, cell fn-quantize-weights
@@ -64,38 +63,8 @@ def quantize_weights(W: np.ndarray, bits: int = 8, per_channel: bool = True
     return np.rint(W / _by_channel(step, W.ndim, 0)).astype('int8'), step
 
 
-# chapters/quantization.ipynb, cell fn-run-layers
+# chapters/quantization.ipynb, cell fn-calibrate
 _Layers = Sequence[tuple[np.ndarray, np.ndarray]]  # (W, b) of each layer
-
-
-# chapters/quantization.ipynb, cell fn-run-layers
-def run_layers(layers: _Layers, images: np.ndarray,
-               change: Callable[[int, np.ndarray], np.ndarray]) -> np.ndarray:
-    """The folded digit network in float64, with a hook before each layer.
-
-    Parameters
-    ----------
-    layers : sequence of four (W, b)
-        As from `folding.fold_network`, or whole numbers in their place.
-    images : ndarray, shape (N, 1, 28, 28)
-    change : callable
-        ``change(i, X)`` returns what layer `i` gets, from 0, in place of
-        `X`, (N, C, H, W) in front of a convolution and of the first dense
-        layer, else (N, C).
-
-    Returns
-    -------
-    ndarray, shape (N, 10), float64
-    """
-    X = images
-    for i, (W, b) in enumerate(layers):
-        X = change(i, X)
-        if i < 2:
-            X = conv_float64(X, W, b)
-        else:
-            X = X.reshape(len(X), -1) @ W.T.astype('float64') + b
-            X = np.maximum(X, 0) if i == 2 else X
-    return X
 
 
 # chapters/quantization.ipynb, cell fn-calibrate
@@ -129,7 +98,7 @@ def calibrate(layers: _Layers, images: np.ndarray) -> np.ndarray:
     def look(i: int, X: np.ndarray) -> np.ndarray:
         largest[i] = X.max() or 1.  # a layer that gets only zeros
         return X
-    run_layers(layers, images, look)
+    network_float64(layers, images, look)
     return largest
 
 
@@ -187,4 +156,4 @@ def quantized_network(layers: _Layers, largest: np.ndarray, bits: int = 8,
         factor = units[i - 1] if i else np.ones(1)
         X = X * _by_channel(factor * top / largest[i], X.ndim, 1)
         return np.clip(np.rint(X), 0, top)
-    return lambda images: run_layers(whole, images, requantize) * units[3]
+    return lambda images: network_float64(whole, images, requantize) * units[3]

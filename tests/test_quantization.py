@@ -72,11 +72,12 @@ def test_the_hook_sees_what_each_layer_gets():
     def change(i, inputs):
         seen.append((i, inputs.shape))
         return inputs
-    Y = qu.run_layers(layers, X, change)
+    Y = network_float64(layers, X, change)
     assert_allclose(Y, network_float64(layers, X), rtol=1e-12)
     assert seen == [(0, (3, 1, 28, 28)), (1, (3, 20, 13, 13)),
                     (2, (3, 50, 4, 4)), (3, (3, 128))]
-    doubled = qu.run_layers(layers, X, lambda i, x: 2 * x if i == 0 else x)
+    doubled = network_float64(
+        layers, X, lambda i, x: 2 * x if i == 0 else x)
     assert_allclose(doubled, network_float64(layers, 2 * X), rtol=1e-12)
 
 
