@@ -110,5 +110,5 @@ shape: $(ready)
 	$(python) tools/shape.py
 
 clean:
-	rm -rf .venv .venv-bench .venv-oldest _build d2ltvm.egg-info \
+	rm -rf .venv .venv-bench .venv-oldest _build build d2ltvm.egg-info \
 	    .hypothesis .pytest_cache .ruff_cache .mypy_cache

@@ -122,20 +122,21 @@ def count(model):
                for node in model.graph.node)
 
 
-def run(model, X):
+def run(model, inputs):
+    """All outputs, by ONNX Runtime without its optimizations."""
     import onnxruntime
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = (
         onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL)
     session = onnxruntime.InferenceSession(model.SerializeToString(), options)
-    return session.run(['Y'], {'X': X})[0].astype('float64')
+    return session.run(None, inputs)
 
 
 def by_d2ltvm(model, X):
     from d2ltvm import fold_onnx
     fold_onnx.fold_model(model)
-    return count(model), run(model, X)
+    return count(model), run(model, {'X': X})[0]
 
 
 def by_onnxruntime(model, X):
@@ -149,7 +150,7 @@ def by_onnxruntime(model, X):
         options.log_severity_level = 4
         session = onnxruntime.InferenceSession(model.SerializeToString(),
                                                options)
-        Y = session.run(['Y'], {'X': X})[0].astype('float64')
+        Y = session.run(['Y'], {'X': X})[0]
         return count(onnx.load(options.optimized_model_filepath)), Y
 
 
@@ -159,13 +160,13 @@ def by_onnxoptimizer(model, X):
     model = onnxoptimizer.optimize(model, [
         name for name in onnxoptimizer.get_available_passes()
         if name.startswith(('fuse', 'eliminate'))])
-    return count(model), run(model, X)
+    return count(model), run(model, {'X': X})[0]
 
 
 def by_onnxsim(model, X):
     import onnxsim
     model, _ = onnxsim.simplify(model)
-    return count(model), run(model, X)
+    return count(model), run(model, {'X': X})[0]
 
 
 def by_relax(model, X):
@@ -183,7 +184,7 @@ def by_relax(model, X):
     built = relax.VirtualMachine(tvm.compile(module, target), tvm.cpu())
     Y = built['main'](tvm.runtime.tensor(X))
     Y = Y if hasattr(Y, 'numpy') else Y[0]
-    return left, Y.numpy().astype('float64')
+    return left, Y.numpy()
 
 
 TOOLS = {'d2ltvm': ('numpy', by_d2ltvm),
@@ -195,7 +196,7 @@ TOOLS = {'d2ltvm': ('numpy', by_d2ltvm),
 
 def verdict(tool, name):
     model, X = case(name)
-    expected = run(model, X)
+    expected = run(model, {'X': X})[0].astype('float64')
     try:
         left, Y = tool(model, X)
     except ModuleNotFoundError:
@@ -251,40 +252,50 @@ def torch_verdicts():
     return found
 
 
-def zoo(rounds=20):
-    """Fold networks with random weights and plausible statistics."""
-    import onnxruntime
-    from d2ltvm import fold_onnx, leave_mxnet
+def exported(name, size, folder, seed=0):
+    """A network of MXNet's model zoo, random, with plausible statistics.
+
+    Returns the paths of its two files, one image, and its output for it.
+    """
     from d2ltvm.mxnet_today import mx, nd
     from mxnet.gluon.model_zoo import vision
+    mx.random.seed(seed)
+    net = vision.get_model(name)
+    net.initialize(mx.init.Xavier())
+    net.hybridize()
+    X = nd.random.normal(shape=(1, 3, size, size))
+    net(X)
+    for key, parameter in net.collect_params().items():
+        if key.endswith(('running_mean', 'beta')):
+            parameter.set_data(nd.random.normal(0, 0.1, parameter.shape))
+        if key.endswith(('running_var', 'gamma')):
+            parameter.set_data(nd.random.uniform(0.5, 2, parameter.shape))
+    Y = net(X).asnumpy()
+    net.export(str(Path(folder, 'net')))
+    return (Path(folder, 'net-0000.params'), Path(folder, 'net-symbol.json'),
+            X.asnumpy(), Y)
+
+
+def zoo(rounds=20):
+    """Fold networks of the zoo, and time both models in turn."""
+    import onnxruntime
+    from d2ltvm import fold_onnx, leave_mxnet
     found = {}
     for name, size in (('resnet18_v1', 224), ('resnet18_v2', 224),
                        ('vgg11_bn', 224), ('mobilenet1.0', 224),
                        ('mobilenetv2_1.0', 224), ('densenet121', 224),
                        ('inceptionv3', 299)):
-        mx.random.seed(0)
-        net = vision.get_model(name)
-        net.initialize(mx.init.Xavier())
-        net.hybridize()
-        X = nd.random.normal(shape=(1, 3, size, size))
-        net(X)
-        for key, parameter in net.collect_params().items():
-            if key.endswith(('running_mean', 'beta')):
-                parameter.set_data(nd.random.normal(0, 0.1, parameter.shape))
-            if key.endswith(('running_var', 'gamma')):
-                parameter.set_data(nd.random.uniform(0.5, 2, parameter.shape))
         with tempfile.TemporaryDirectory() as folder:
-            net.export(f'{folder}/net')
-            model = leave_mxnet.to_onnx(
-                leave_mxnet.read_params(f'{folder}/net-0000.params'),
-                f'{folder}/net-symbol.json', ('N', *X.shape[1:]))
+            params, symbol, X, _ = exported(name, size, folder)
+            model = leave_mxnet.to_onnx(leave_mxnet.read_params(params),
+                                        symbol, ('N', *X.shape[1:]))
             old, new = Path(folder, 'old.onnx'), Path(folder, 'new.onnx')
             onnx.save(model, old)
             verdicts, difference = fold_onnx.fold_file(old, new)
             sessions = [onnxruntime.InferenceSession(str(path))
                         for path in (old, new)]
             nodes = [len(onnx.load(path).graph.node) for path in (old, new)]
-        inputs = {sessions[0].get_inputs()[0].name: X.asnumpy()}
+        inputs = {sessions[0].get_inputs()[0].name: X}
         times = [[], []]
         for _ in range(rounds):
             for session, column in zip(sessions, times, strict=True):

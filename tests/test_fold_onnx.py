@@ -2,27 +2,16 @@
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from d2ltvm import fold_onnx
 from d2ltvm import leave_mxnet as lm
-from d2ltvm.mxnet_today import mx, nd
+from fold_atlas import exported, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mxnet.gluon.model_zoo import vision
 from onnx import helper, numpy_helper, parser
 from soak import examples
 
 TOLERANCE = {'float16': 2e-2, 'float32': 1e-4, 'float64': 1e-9}
-
-
-def run(model, inputs):
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = (
-        onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL)
-    options.log_severity_level = 4
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options).run(None, inputs)
 
 
 class Builder:
@@ -396,15 +385,9 @@ def test_open_axes_take_the_lengths_that_are_named(tmp_path):
     'resnet18_v1', pytest.param('mobilenetv2_0.25', marks=pytest.mark.soak),
     pytest.param('vgg11_bn', marks=pytest.mark.soak)])
 def test_networks_of_the_zoo_lose_all(tmp_path, name):
-    mx.random.seed(1)
-    net = vision.get_model(name)
-    net.initialize(mx.init.Xavier())
-    net.hybridize()
     size = 224 if name.startswith('vgg') else 64
-    net(nd.random.normal(shape=(1, 3, size, size)))
-    net.export(str(tmp_path / 'net'))
-    model = lm.to_onnx(lm.read_params(tmp_path / 'net-0000.params'),
-                       tmp_path / 'net-symbol.json', ('N', 3, size, size))
+    params, symbol, *_ = exported(name, size, tmp_path)
+    model = lm.to_onnx(lm.read_params(params), symbol, ('N', 3, size, size))
     verdicts, difference = fold_onnx.fold_file(
         saved(tmp_path, model), tmp_path / 'out.onnx')
     assert all(each.layers for each in verdicts) and difference < 1e-5

@@ -5,11 +5,10 @@ import subprocess
 import sys
 
 import numpy as np
-import onnxruntime
 import pytest
 from d2ltvm import leave_mxnet as lm
 from d2ltvm.mxnet_today import gluon, mx, nd
-from mxnet.gluon.model_zoo import vision
+from fold_atlas import exported, run
 from soak import SOAK, examples
 
 NETWORKS = {  # of the model zoo, and a size of image that it bears
@@ -26,10 +25,8 @@ def export(net, folder, X):
     return folder / 'net-0000.params', folder / 'net-symbol.json', Y
 
 
-def run(model, X):
-    session = onnxruntime.InferenceSession(model.SerializeToString())
-    name = session.get_inputs()[0].name
-    return session.run(None, {name: np.float32(X)})[0]
+def output(model, X):
+    return run(model, {model.graph.input[0].name: np.float32(X)})[0]
 
 
 @pytest.fixture
@@ -49,23 +46,13 @@ def small(tmp_path):
     pytest.param(name, marks=[pytest.mark.soak] if i > 2 else [])
     for i, name in enumerate(NETWORKS)])
 def test_networks_of_the_zoo_answer_as_in_mxnet(name, tmp_path):
-    mx.random.seed(2)
-    net = vision.get_model(name)
-    net.initialize(mx.init.Xavier())
-    X = np.random.default_rng(2).normal(size=(2, 3, *[NETWORKS[name]] * 2))
-    net(nd.array(X))
-    for key, parameter in net.collect_params().items():
-        if key.endswith(('running_mean', 'beta')):
-            parameter.set_data(nd.random.normal(0, 0.1, parameter.shape))
-        if key.endswith(('running_var', 'gamma')):
-            parameter.set_data(nd.random.uniform(0.5, 2, parameter.shape))
-    params, symbol, Y = export(net, tmp_path, X)
+    params, symbol, X, Y = exported(name, NETWORKS[name], tmp_path, seed=2)
     arrays = lm.read_params(params)
     assert {key.removeprefix('arg:').removeprefix('aux:'): value.shape
             for key, value in nd.load(str(params)).items()} == {
         key: value.shape for key, value in arrays.items()}
     model = lm.to_onnx(arrays, symbol, ('N', *X.shape[1:]))
-    np.testing.assert_allclose(run(model, X), Y, rtol=1e-4,
+    np.testing.assert_allclose(output(model, X), Y, rtol=1e-4,
                                atol=1e-5 * abs(Y).max())
 
 
@@ -88,7 +75,7 @@ def test_a_checkpoint_of_a_module(tmp_path):
     model = lm.to_onnx(lm.read_params(tmp_path / 'net-0003.params'),
                        tmp_path / 'net-symbol.json', (4, 5))
     np.testing.assert_allclose(
-        run(model, X), module.get_outputs()[0].asnumpy(), rtol=1e-5)
+        output(model, X), module.get_outputs()[0].asnumpy(), rtol=1e-5)
     used = lm.effective_params(
         lm.read_params(tmp_path / 'net-0003.params'),
         lm.read_symbol(tmp_path / 'net-symbol.json')[0])
