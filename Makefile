@@ -3,6 +3,8 @@ venv = $(or $(VENV),.venv)
 ready = $(venv)/.ready
 python = $(venv)/bin/python
 peers = .venv-bench/.ready
+# Matplotlib's list of fonts and its settings, apart from the user's own
+export MPLCONFIGDIR = $(abspath $(venv))/matplotlib
 # A relative folder must mean the same to the notebooks, which run in chapters/
 ifdef D2LTVM_DATA
 export D2LTVM_DATA := $(shell realpath -ms -- "$$D2LTVM_DATA")
