@@ -421,6 +421,10 @@ def test_suites_of_functions_keep_their_format(tmp_path):
     assert set(bench_import.MODULES) >= {'tvm', 'mxnet'}
 
 
+def test_mxnet_can_be_imported_for_its_time():
+    assert bench_import.seconds('mxnet') > 0
+
+
 def test_exact_network_is_that_of_the_definition():
     """One logit against sums written out, normalizations by themselves."""
     arrays = data.network((2, 1, 28, 28))
