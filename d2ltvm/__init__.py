@@ -11,6 +11,7 @@ import. Each holds what one notebook saves:
     cpu_schedule       A schedule for the CPU
     deployment         Deployment: the network without Python
     distributed        Sync batch norm: one batch in many processes
+    exercises          Exercises that answer: check your NumPy code
     fast_operations    The layer from scratch, in fast operations
     fold_onnx          Fold batch norm in any ONNX model
     folding            Fold batch norm into its neighbors
@@ -40,12 +41,12 @@ import importlib
 from collections.abc import Iterator
 
 _MODULES = ['checks', 'command_line', 'conventions', 'cpu_schedule',
-            'deployment', 'distributed', 'fast_operations', 'fold_onnx',
-            'folding', 'from_scratch', 'gluon_module', 'gpu_schedule',
-            'interactive', 'launcher', 'leave_mxnet', 'library_file', 'mnist',
-            'moving_statistics', 'mxnet_today', 'network_schedule',
-            'own_gradient', 'practice', 'quantization', 'theory',
-            'training_operator', 'tvm_inference', 'why']
+            'deployment', 'distributed', 'exercises', 'fast_operations',
+            'fold_onnx', 'folding', 'from_scratch', 'gluon_module',
+            'gpu_schedule', 'interactive', 'launcher', 'leave_mxnet',
+            'library_file', 'mnist', 'moving_statistics', 'mxnet_today',
+            'network_schedule', 'own_gradient', 'practice', 'quantization',
+            'theory', 'training_operator', 'tvm_inference', 'why']
 _MODULE_OF = {  # names that are found in `d2ltvm` itself
     'batch_norm': 'tvm_inference',
     'batch_norm_float64': 'tvm_inference',
