@@ -9,6 +9,9 @@ export MPLCONFIGDIR = $(abspath $(venv))/matplotlib
 ifdef D2LTVM_DATA
 export D2LTVM_DATA := $(shell realpath -ms -- "$$D2LTVM_DATA")
 endif
+ifdef D2LTVM_PYODIDE
+export D2LTVM_PYODIDE := $(shell realpath -ms -- "$$D2LTVM_PYODIDE")
+endif
 # A clone that was moved makes its environment anew
 ifneq ($(shell cat $(ready) 2>/dev/null),$(CURDIR))
 .PHONY: $(ready)
@@ -83,7 +86,7 @@ lock = $(venv)/bin/uv pip compile --quiet --universal --python-version 3.11 \
     --custom-compile-command 'make lock' $(LOCKFLAGS) pyproject.toml
 lock: $(ready)
 	$(lock) mxnet.txt --extra tvm --extra mxnet --extra onnx --extra mpi \
-	    --extra book \
+	    --extra opencl --extra book \
 	    --output-file requirements.txt
 	$(lock) --extra bench --constraints requirements.txt \
 	    --no-emit-package torch --output-file benchmarks/requirements.txt
