@@ -4,6 +4,7 @@
     cell => cell.querySelector(".cell_input pre"));
   if (!cells.length) return;
   const place = document.createElement("p");
+  place.className = "live-bar";
   place.innerHTML = '<button type="button" class="btn btn-primary">' +
     "Make the code of this page live</button> <span role='status'></span>";
   document.querySelector("article h1").after(place);
