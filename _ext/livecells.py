@@ -43,7 +43,7 @@ SHA256 = {
     'ebb61241d962b98b21597d7ce43b67668a6d5bab3acec4fbe958657320d7cd08',
 }
 # The modules of the package that a cell can import in the page
-MODULES = ('__init__', 'checks', 'conventions', 'folding',
+MODULES = ('__init__', 'checks', 'conventions', 'exercises', 'folding',
            'leave_mxnet', 'mnist', 'theory', 'why')
 log = logging.getLogger(__name__)
 
