@@ -573,16 +573,23 @@ def build_opencl(mod: tvm.IRModule | tirx.PrimFunc,
     return OpenCLProgram(func.params, plan, source, device)
 
 
+# chapters/gpu_schedule.ipynb, cell fn-cut
+def _cut(rows: int, length: int, lanes: int, threads: int,
+         blocks: int) -> tuple[int, int, int]:
+    """Threads of a block, blocks of a row, steps of each thread."""
+    vectors = max(length // lanes, 1)  # whole ones in a row, at most
+    threads = min(threads, 32 * -(-vectors // 32))
+    parts = max(min(-(-vectors // threads), blocks // rows), 1)
+    return threads, parts, -(-vectors // (parts * threads))
+
+
 # chapters/gpu_schedule.ipynb, cell fn-program
 def _program(shape: tuple[int, ...], dtype: str, eps: float, threads: int,
              blocks: int) -> tvm.tirx.PrimFunc:
     """The kernel: a row is one channel of one image."""
     N, C, H, W = map(int, shape)
     rows, length, lanes = N * C, H * W, 8 if dtype == 'float16' else 4
-    vectors = max(length // lanes, 1)  # whole ones in a row, at most
-    threads = min(threads, 32 * -(-vectors // 32))
-    parts = max(min(-(-vectors // threads), blocks // rows), 1)
-    steps = -(-vectors // (parts * threads))
+    threads, parts, steps = _cut(rows, length, lanes, threads, blocks)
     eps, dtype, edges = float(eps), str(dtype), length % lanes > 0
     each, f32 = (C, 1, 1), 'float32'
 
