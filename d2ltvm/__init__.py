@@ -92,6 +92,7 @@ _EXTRA_OF = {  # the extra of `pyproject.toml` that brings a package
     'setuptools': 'mxnet',
     'tqdm': 'mxnet',
 }
+__version__ = '0.1.0'
 __all__ = ['needed_for']
 __all__ += list(_MODULE_OF)
 

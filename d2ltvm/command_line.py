@@ -3,14 +3,16 @@
 """The command line: fold, params, convert"""
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from d2ltvm.conventions import CONVENTIONS, convert_file
-from d2ltvm.leave_mxnet import (effective_params, epsilons, read_params,
-                                read_symbol, to_onnx, write_arrays,
-                                write_model)
+from d2ltvm.conventions import CONVENTIONS, convert_file, read_facts
+from d2ltvm.leave_mxnet import (effective_params, epsilons, norm_facts,
+                                read_params, read_symbol, to_onnx,
+                                write_arrays, write_model)
 
 __all__ = ['main']
 
@@ -25,12 +27,34 @@ def _lengths(text: str) -> tuple[str, int]:
 
 
 # chapters/command_line.ipynb, cell fn-fold
+@contextlib.contextmanager
+def _progress() -> Iterator[Any]:
+    """A bar on a terminal, if tqdm is there, from two seconds on."""
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError:
+        yield lambda what, done, total: None
+        return
+    start = time.monotonic()
+    with tqdm(delay=2, disable=None, leave=False) as bar:
+        def show(what: str, done: int, total: int) -> None:
+            bar.set_description(what, refresh=False)
+            bar.n, bar.total = done, total
+            if time.monotonic() - start > 2:
+                bar.delay = 0  # what is seen is to be cleared
+                bar.refresh()
+
+        yield show
+
+
+# chapters/command_line.ipynb, cell fn-fold
 def _fold(options: argparse.Namespace) -> int:
     """Run `fold`: 0 if something was folded, 1 if nothing was."""
     from d2ltvm.fold_onnx import fold_file
-    verdicts, difference = fold_file(
-        options.source, options.target, dict(options.dim),
-        options.copy_shared)
+    with _progress() as show:
+        verdicts, difference = fold_file(
+            options.source, options.target, dict(options.dim),
+            options.copy_shared, show)
     width = max((len(each.name) for each in verdicts), default=0)
     for each in verdicts:
         print(f'{each.name:{width}}  ', 'folded into '
@@ -67,9 +91,10 @@ def _add_fold(commands: Any) -> None:
 def _params(options: argparse.Namespace) -> int:
     """Run `params`."""
     arrays, output = read_params(options.params), options.output
+    facts: dict[str, str] = {}
     if options.symbol:
         steps, _ = read_symbol(options.symbol)
-        arrays = effective_params(arrays, steps)
+        arrays, facts = effective_params(arrays, steps), norm_facts(steps)
         for name, eps in epsilons(steps).items():
             print(f'{name}: epsilon {eps:g}')
     if options.list or not output:
@@ -78,7 +103,7 @@ def _params(options: argparse.Namespace) -> int:
     if not output:
         return 0
     if not output.endswith('.onnx'):
-        write_arrays(output, arrays)
+        write_arrays(output, arrays, facts)
     elif not options.symbol or not options.shape:
         raise ValueError('expected the symbol file and --shape, since '
                          f'{output} is to hold the network')
@@ -117,6 +142,12 @@ def _convert(options: argparse.Namespace) -> int:
     print('For inference copy the arrays as they are; these are to go on '
           'training.')
     print(f'{len(layers)} layers, written to {options.output}:', *layers)
+    facts = read_facts(options.arrays)
+    for layer in layers:
+        if eps := facts.get(f'{layer}epsilon'):
+            fixed = facts.get(f'{layer}fix_gamma') == 'True'
+            print(f'{layer}: epsilon {eps}', 'gamma is 1 and not trained'
+                  if fixed else 'gamma is trained', sep=', ')
     if momentum is not None:
         print(f'momentum, as {options.target} means it: {momentum:g}')
     return 0
@@ -171,7 +202,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
-    except (ImportError, OSError, TypeError, ValueError) as error:
-        text = ' '.join(str(error).split())
+    except (ImportError, MemoryError, OSError, TypeError,
+            ValueError) as error:
+        text = ' '.join(str(error).split()) or type(error).__name__
         print(f'd2ltvm {options.command}: {text}', file=sys.stderr)
         return 2

@@ -14,7 +14,7 @@ from d2ltvm.checks import (check_array, check_choice, check_count,
 from d2ltvm.leave_mxnet import write_arrays
 
 __all__ = ['CONVENTIONS', 'NAMES', 'convert_file', 'convert_statistics',
-           'layer_arrays']
+           'layer_arrays', 'read_facts']
 
 
 # chapters/conventions.ipynb, cell fn-layer-arrays
@@ -244,6 +244,23 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 # chapters/conventions.ipynb, cell fn-convert-file
+def read_facts(path: str | Path) -> dict[str, str]:
+    """The metadata of a .safetensors file; empty for other files.
+
+    Raises ValueError if the file is damaged, OSError if it cannot be read.
+    """
+    if Path(path).suffix != '.safetensors':
+        return {}
+    with needed_for('a .safetensors file'):
+        from safetensors import SafetensorError, safe_open
+    try:
+        with safe_open(path, framework='np') as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f'{path}: damaged: {error}') from error
+
+
+# chapters/conventions.ipynb, cell fn-convert-file
 def convert_file(path: str | Path, output: str | Path, source: str,
                  target: str, count: int | None = None,
                  momentum: float | None = None
@@ -253,7 +270,8 @@ def convert_file(path: str | Path, output: str | Path, source: str,
     Parameters
     ----------
     path, output : str or Path
-        Files of arrays, .npz or .safetensors. All other arrays are copied.
+        Files of arrays, .npz or .safetensors. All other arrays are copied,
+        and so is the metadata from one .safetensors file to another.
     source, target : str
         A key of `CONVENTIONS`.
     count : int, optional
@@ -272,11 +290,14 @@ def convert_file(path: str | Path, output: str | Path, source: str,
     Raises
     ------
     ValueError
-        If the file is damaged, of another format or holds no layer, and
-        for what `convert_statistics` refuses; the layer is named.
+        If the file is damaged, of another format, the output, or holds no
+        layer, and for what `convert_statistics` refuses; the layer is named.
     OSError
         If a file cannot be read or written.
     """
+    if Path(output).exists() and Path(output).samefile(path):
+        raise ValueError(f'output: expected another file than the one that is '
+                         f'read, got {output}')
     arrays = _read_arrays(Path(path))
     layers = {}
     for name in arrays:
@@ -296,5 +317,5 @@ def convert_file(path: str | Path, output: str | Path, source: str,
         except (TypeError, ValueError) as error:
             raise ValueError(f'{prefix or name}: {error}') from error
         arrays[name] = var
-    write_arrays(output, arrays)
+    write_arrays(output, arrays, read_facts(path))
     return list(layers), changed

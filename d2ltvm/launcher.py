@@ -26,6 +26,7 @@ import numpy as np
 
 import d2ltvm
 from d2ltvm import needed_for
+from d2ltvm.leave_mxnet import whole_file
 from d2ltvm.mxnet_today import mx, nd
 
 __all__ = ['Exchange', 'GUARD', 'MPIRUN', 'SERVE', 'ServerExchange', 'WORK',
@@ -236,12 +237,8 @@ class ServerExchange(Exchange):
 # chapters/launcher.ipynb, cell fn-save
 def save_arrays(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
     """Write a dictionary of arrays as an npz file, whole or not at all."""
-    part = f'{path}.{os.getpid()}.part'
-    with open(part, 'wb') as file:
+    with whole_file(path) as part, open(part, 'wb') as file:
         np.savez(file, allow_pickle=False, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 # chapters/launcher.ipynb, cell fn-save

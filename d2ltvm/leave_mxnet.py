@@ -17,8 +17,8 @@ import numpy as np
 from d2ltvm import needed_for
 
 __all__ = ['ACTIVATIONS', 'DTYPES', 'SAME', 'Step', 'effective_params',
-           'epsilons', 'read_params', 'read_symbol', 'to_onnx', 'write_arrays',
-           'write_model']
+           'epsilons', 'norm_facts', 'read_params', 'read_symbol', 'to_onnx',
+           'whole_file', 'write_arrays', 'write_model']
 
 
 # chapters/leave_mxnet.ipynb, cell fn-bytes
@@ -161,7 +161,7 @@ def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
     except (SyntaxError, ValueError, MemoryError, RecursionError):
-        return text
+        return {'true': True, 'false': False}.get(text, text)
 
 
 # chapters/leave_mxnet.ipynb, cell fn-read-symbol
@@ -261,21 +261,47 @@ def epsilons(steps: Sequence[Step]) -> dict[str, float]:
             for step in steps if step.op == 'BatchNorm'}
 
 
+# chapters/leave_mxnet.ipynb, cell fn-effective-params
+def norm_facts(steps: Sequence[Step]) -> dict[str, str]:
+    """What arrays do not say of a batch normalization, as text.
+
+    The names begin as those of its arrays do: for ``bn_gamma``, ``bn_beta``
+    and the others there are ``bn_epsilon`` and ``bn_fix_gamma``.
+    """
+    facts = {}
+    for step in steps:
+        if step.op == 'BatchNorm':
+            prefix = os.path.commonprefix(step.inputs[1:])  # noqa: RUF071
+            facts[f'{prefix}epsilon'] = repr(
+                float(step.settings.get('eps', 1e-3)))
+            facts[f'{prefix}fix_gamma'] = str(
+                bool(step.settings.get('fix_gamma', True)))
+    return facts
+
+
 # chapters/leave_mxnet.ipynb, cell fn-write-arrays
 @contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A place beside `path`; moved there when the block has ended well."""
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Let a file be written whole or not at all.
+
+    The block gets a path beside `path`, and writes there. When it has ended
+    well, and all is on the disk, the new file takes the place of the old
+    one. Raises OSError if that fails; then the old one stays.
+    """
+    path = Path(path)
     part = path.with_name(f'.{path.name}.{os.getpid()}.partial')
     try:
         yield part
+        with open(part, 'rb') as file:
+            os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
 
 # chapters/leave_mxnet.ipynb, cell fn-write-arrays
-def write_arrays(path: str | Path,
-                 arrays: Mapping[str, np.ndarray]) -> None:
+def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray],
+                 facts: Mapping[str, str] | None = None) -> None:
     """Write arrays as .npz or .safetensors, whole or not at all.
 
     Parameters
@@ -283,30 +309,37 @@ def write_arrays(path: str | Path,
     path : str or Path
         Its ending chooses the format. An older file is replaced.
     arrays : mapping of str to ndarray
+    facts : mapping of str to str, optional
+        For the metadata of a .safetensors file; .npz has none.
 
     Raises
     ------
     ValueError
-        If the ending is another one.
+        If the ending is another one, or a name cannot stand in the format.
     ModuleNotFoundError
         If the package safetensors is missing and needed.
     OSError
         If the file cannot be written; an older one stays.
     """
     path = Path(path)
-    if path.suffix == '.npz':
-        with _whole(path) as part, open(part, 'wb') as file:
-            np.savez(file, allow_pickle=False, **arrays)
-    elif path.suffix == '.safetensors':
-        with needed_for('a .safetensors file'):
-            from safetensors.numpy import save_file
-        plain = {name: np.ascontiguousarray(value)
-                 for name, value in arrays.items()}
-        with _whole(path) as part:
-            save_file(plain, part)
-    else:
+    if path.suffix not in ('.npz', '.safetensors'):
         raise ValueError(f'path: expected a name that ends in .npz or '
                          f'.safetensors, got {path.name!r}')
+    for name in arrays:
+        if '\0' in name or name.endswith('.npy') or name in (
+                'file', 'allow_pickle', '__metadata__'):
+            raise ValueError(f'arrays: expected names that {path.suffix} can '
+                             f'hold, got {name!r}')
+    if path.suffix == '.npz':
+        with whole_file(path) as part, open(part, 'wb') as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        return
+    with needed_for('a .safetensors file'):
+        from safetensors.numpy import save_file
+    plain = {name: np.ascontiguousarray(value)
+             for name, value in arrays.items()}
+    with whole_file(path) as part:
+        save_file(plain, part, dict(facts or {}))
 
 
 # chapters/leave_mxnet.ipynb, cell fn-operator
@@ -488,5 +521,5 @@ def write_model(path: str | Path, model: Any) -> None:
     OSError
         If the file cannot be written; an older one stays.
     """
-    with _whole(Path(path)) as part:
+    with whole_file(path) as part:
         part.write_bytes(model.SerializeToString())

@@ -1,11 +1,13 @@
 """The commands of the package, as a shell sees them."""
+import io
+import itertools
 import subprocess
 import sys
 
 import numpy as np
 import onnx
 import pytest
-from d2ltvm import conventions
+from d2ltvm import command_line, conventions
 from d2ltvm.command_line import main
 from d2ltvm.mxnet_today import gluon, nd
 from onnx import numpy_helper, parser
@@ -48,6 +50,31 @@ def test_fold(model):
         1, '0 of 0 folded; nothing is written\n', '')
     assert sorted(path.name for path in model.iterdir()) == [
         'in.onnx', 'out.onnx']
+
+
+def test_a_bar_after_two_seconds(model, monkeypatch, capsys):
+    """Only on a terminal, and it goes when the work is done."""
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    command = ['fold', str(model / 'in.onnx'), str(model / 'out.onnx')]
+    clock = itertools.count(step=0.01)
+    monkeypatch.setattr(command_line.time, 'monotonic', lambda: next(clock))
+    for step, seen in ((0.01, False), (3, True)):
+        clock = itertools.count(step=step)
+        monkeypatch.setattr(sys, 'stderr', Terminal())
+        assert main(command) == 0
+        shown = sys.stderr.getvalue()
+        for what in ('folding', 'writing', 'checking'):
+            assert (what in shown) == seen
+        assert shown.rpartition('\r')[2].strip() == ''
+    monkeypatch.setitem(sys.modules, 'tqdm', None)
+    assert main(command) == 0
+    assert sys.stderr.getvalue() == shown
+    monkeypatch.undo()
+    assert main(command) == 0  # no terminal
+    assert capsys.readouterr().err == ''
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [
@@ -97,6 +124,15 @@ def test_params(tmp_path, capsys):
         gamma, = (value for name, value in load(output).items()
                   if name.endswith('gamma'))
         assert (gamma == 1).all()
+    facts = conventions.read_facts(output)
+    assert {name.rpartition('_')[2]: value for name, value in facts.items()
+            } == {'epsilon': '0.25', 'gamma': 'True'}
+    again = tmp_path / 'again.safetensors'
+    assert main(['convert', '--from', 'gluon', '--to', 'keras', str(output),
+                 '-o', str(again)]) == 0
+    assert ': epsilon 0.25, gamma is 1 and not trained\n' in (
+        capsys.readouterr().out)
+    assert conventions.read_facts(again) == facts
     output = tmp_path / 'out.onnx'
     assert main(['params', *files, '-o', str(output)]) == 2
     assert '--shape' in capsys.readouterr().err and not output.exists()

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from d2ltvm import leave_mxnet as lm
+from d2ltvm.conventions import _read_arrays
 from d2ltvm.mxnet_today import gluon, mx, nd
 from fold_atlas import exported, run
 from soak import SOAK, examples
@@ -91,6 +92,7 @@ def test_nothing_else_is_loaded(small):
 import sys
 sys.modules['mxnet'] = sys.modules['tvm'] = None
 from d2ltvm import leave_mxnet as lm
+from d2ltvm.conventions import _read_arrays
 model = lm.to_onnx(lm.read_params({str(params)!r}), {str(symbol)!r},
                    ('N', 2, 6, 6))
 print(len(model.graph.node))'''
@@ -212,6 +214,22 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
         lm.write_arrays(path, {'a': np.arange(4)})
     assert path.read_bytes() == old
     assert [p.name for p in tmp_path.iterdir()] == ['a.npz']
+
+
+@pytest.mark.parametrize('ending', ['npz', 'safetensors'])
+@pytest.mark.parametrize('name', ['file', 'allow_pickle', '__metadata__',
+                                  'a\0b', '../a', 'a/b', '', 'a.npy', 'ü'])
+def test_any_name_comes_back_or_is_refused(tmp_path, ending, name):
+    path = tmp_path / f'a.{ending}'
+    arrays = {name: np.arange(3), 'a': np.ones((2, 2), 'float16')}
+    try:
+        lm.write_arrays(path, arrays)
+    except ValueError as error:
+        assert repr(name) in str(error) and not path.exists()
+        return
+    found = _read_arrays(path)
+    assert set(found) == set(arrays)
+    np.testing.assert_array_equal(found[name], [0, 1, 2])
 
 
 def test_an_unknown_ending_is_refused(tmp_path):

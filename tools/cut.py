@@ -60,6 +60,7 @@ _MODULE_OF = {  # names that are found in `d2ltvm` itself
 %(table)s}
 _EXTRA_OF = {  # the extra of `pyproject.toml` that brings a package
 %(extras)s}
+__version__ = %(version)r
 __all__ = ['needed_for']
 __all__ += list(_MODULE_OF)
 
@@ -253,7 +254,8 @@ def package(root):
                        f'{name!r} is taken by module {taken[name]!r}')
             taken[name] = module
             table += f'    {name!r}: {module!r},\n'
-    needs = config.get('project', {}).get('optional-dependencies', {})
+    project = config.get('project', {})
+    needs = project.get('optional-dependencies', {})
     extras = {re.split('[^A-Za-z0-9_-]', package)[0]: extra
               for extra in reversed(EXTRAS)
               for package in needs.get(extra, ())}
@@ -268,7 +270,7 @@ def package(root):
         'modules': textwrap.fill(repr(list(modules)), 79,
                                  initial_indent=' ' * 11,
                                  subsequent_indent=' ' * 12).lstrip(),
-        'table': table,
+        'table': table, 'version': project.get('version', '0'),
         'extras': ''.join(f'    {package!r}: {extra!r},\n'
                           for package, extra in sorted(extras.items()))}
     if 'command_line' in modules:
