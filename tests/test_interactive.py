@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from d2ltvm import interactive
+from d2ltvm.gpu_training import Reduction
 from d2ltvm.interactive import (
     Axes,
     Backward,
@@ -30,7 +31,7 @@ from soak import examples
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / 'benchmarks' / 'results' / 'inference.json'
 MAKERS = {'transform': Transform, 'moving': MovingStatistics,
-          'backward': Backward, 'axes': Axes,
+          'backward': Backward, 'axes': Axes, 'reduction': Reduction,
           'schedule': lambda **settings: Schedule(RESULTS, **settings)}
 each = pytest.mark.parametrize('make', MAKERS.values(), ids=MAKERS)
 

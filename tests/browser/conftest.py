@@ -6,6 +6,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urljoin
 
+import pdf
 import pytest
 
 BOOK = Path(__file__).resolve().parents[2] / '_build/html'
@@ -27,6 +28,17 @@ def book():
     yield f'http://127.0.0.1:{server.server_port}/'
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(scope='module')
+def webgpu(chromium):
+    """A browser whose WebGPU computes on the processor."""
+    browser = chromium.browser_type.launch(
+        executable_path=pdf.chromium(), args=[
+            '--no-sandbox', '--enable-unsafe-webgpu',
+            '--use-webgpu-adapter=swiftshader'])
+    yield browser
+    browser.close()
 
 
 @pytest.fixture
