@@ -69,6 +69,30 @@ def cuda_target(arch: str | None = None) -> Target:
     return Target({'kind': 'cuda', 'arch': arch}, host={'kind': 'llvm'})
 
 
+# chapters/gpu_schedule.ipynb, cell fn-cuda-target
+def gpu_target(kind: str = 'cuda') -> Target:
+    """The target to build GPU programs of one kind for.
+
+    Parameters
+    ----------
+    kind : {'cuda', 'opencl', 'webgpu'}
+
+    Returns
+    -------
+    tvm.target.Target
+        With an LLVM host; for CUDA that of `cuda_target`.
+
+    Raises
+    ------
+    ValueError
+        If `kind` is something else.
+    """
+    check_choice('kind', kind, ('cuda', 'opencl', 'webgpu'))
+    if kind == 'cuda':
+        return cuda_target()
+    return Target({'kind': kind}, host={'kind': 'llvm'})
+
+
 # chapters/gpu_schedule.ipynb, cell fn-cuda-source
 def _check_target(target: Target | str | None) -> Target:
     """The target, or that of an architecture; refuse another kind."""
@@ -127,72 +151,6 @@ def cuda_source(mod: tvm.IRModule | tirx.PrimFunc,
         raise ValueError('mod: expected loops that are bound to threads, '
                          'got a program for the host alone')
     return kernels[0].inspect_source()
-
-
-# chapters/gpu_schedule.ipynb, cell fn-gpu-target
-def gpu_target(kind: str = 'cuda') -> Target:
-    """The target to build GPU programs of one kind for.
-
-    Parameters
-    ----------
-    kind : {'cuda', 'opencl', 'webgpu'}
-
-    Returns
-    -------
-    tvm.target.Target
-        With an LLVM host; for CUDA that of `cuda_target`.
-
-    Raises
-    ------
-    ValueError
-        If `kind` is something else.
-    """
-    check_choice('kind', kind, ('cuda', 'opencl', 'webgpu'))
-    if kind == 'cuda':
-        return cuda_target()
-    return Target({'kind': kind}, host={'kind': 'llvm'})
-
-
-# chapters/gpu_schedule.ipynb, cell fn-lower
-def _parts(node: Any) -> list:
-    """The fields of a node of TVM's programs."""
-    return [getattr(node, field.name)
-            for field in node.__tvm_ffi_type_info__.fields
-            if field.name not in ('span', 'ty')]
-
-
-# chapters/gpu_schedule.ipynb, cell fn-lower
-def _nodes(node: Any) -> Iterator[tvm_ffi.Object]:
-    """All nodes of a program, the outer before the inner."""
-    if isinstance(node, tvm_ffi.Array):
-        for each in node:
-            yield from _nodes(each)
-    elif isinstance(node, tvm_ffi.Object):
-        yield node
-        for part in _parts(node):
-            yield from _nodes(part)
-
-
-# chapters/gpu_schedule.ipynb, cell fn-lower
-def _lower(mod: tvm.IRModule | tirx.PrimFunc, target: Target
-           ) -> tuple[tirx.PrimFunc, dict[str, tirx.PrimFunc]]:
-    """The function for the host, and the kernels by name."""
-    _check_mod(mod)
-    if isinstance(mod, tirx.PrimFunc):
-        mod = tvm.IRModule({'main': mod})
-    with target:
-        lowered = tirx.get_default_tir_pipeline(target)[0](
-            tirx.transform.BindTarget(target)(mod))
-    host, device = split_host_device_mods(lowered)
-    kernels = {name.name_hint: func for part in device.values()
-               for name, func in part.functions.items()}
-    if not kernels:
-        raise ValueError('mod: expected loops that are bound to threads, '
-                         'got a program for the host alone')
-    if len(host.functions) != 1:
-        raise ValueError('mod: expected one function, got '
-                         f'{len(host.functions)}')
-    return next(iter(host.functions.values())), kernels
 
 
 # chapters/gpu_schedule.ipynb, cell fn-launch
@@ -264,7 +222,7 @@ def _launch(call: Expr, names: dict, kernel: tirx.PrimFunc) -> Launch:
                   three('block'), three('thread'), shared)
 
 
-# chapters/gpu_schedule.ipynb, cell fn-check-launch
+# chapters/gpu_schedule.ipynb, cell fn-launch
 # Threads in a block, blocks along x, y, z, bytes of shared memory: CUDA's for
 # every GPU, WebGPU's default limits (TVM folds a long x into z), 32 bits
 GPU_LIMITS = {
@@ -273,7 +231,7 @@ GPU_LIMITS = {
     'opencl': (2 ** 31 - 1, (2 ** 31 - 1,) * 3, 2 ** 31 - 1)}
 
 
-# chapters/gpu_schedule.ipynb, cell fn-check-launch
+# chapters/gpu_schedule.ipynb, cell fn-launch
 def _check_launch(launch: Launch, kind: str) -> None:
     """Refuse a launch that a GPU of this kind would not start."""
     threads, blocks, shared = GPU_LIMITS[kind]
@@ -288,6 +246,48 @@ def _check_launch(launch: Launch, kind: str) -> None:
     if launch.shared > shared:
         raise ValueError(f'shared: expected at most {shared} bytes for '
                          f'{kind}, got {launch.shared}')
+
+
+# chapters/gpu_schedule.ipynb, cell fn-launch-plan
+def _parts(node: Any) -> list:
+    """The fields of a node of TVM's programs."""
+    return [getattr(node, field.name)
+            for field in node.__tvm_ffi_type_info__.fields
+            if field.name not in ('span', 'ty')]
+
+
+# chapters/gpu_schedule.ipynb, cell fn-launch-plan
+def _nodes(node: Any) -> Iterator[tvm_ffi.Object]:
+    """All nodes of a program, the outer before the inner."""
+    if isinstance(node, tvm_ffi.Array):
+        for each in node:
+            yield from _nodes(each)
+    elif isinstance(node, tvm_ffi.Object):
+        yield node
+        for part in _parts(node):
+            yield from _nodes(part)
+
+
+# chapters/gpu_schedule.ipynb, cell fn-launch-plan
+def _lower(mod: tvm.IRModule | tirx.PrimFunc, target: Target
+           ) -> tuple[tirx.PrimFunc, dict[str, tirx.PrimFunc]]:
+    """The function for the host, and the kernels by name."""
+    _check_mod(mod)
+    if isinstance(mod, tirx.PrimFunc):
+        mod = tvm.IRModule({'main': mod})
+    with target:
+        lowered = tirx.get_default_tir_pipeline(target)[0](
+            tirx.transform.BindTarget(target)(mod))
+    host, device = split_host_device_mods(lowered)
+    kernels = {name.name_hint: func for part in device.values()
+               for name, func in part.functions.items()}
+    if not kernels:
+        raise ValueError('mod: expected loops that are bound to threads, '
+                         'got a program for the host alone')
+    if len(host.functions) != 1:
+        raise ValueError('mod: expected one function, got '
+                         f'{len(host.functions)}')
+    return next(iter(host.functions.values())), kernels
 
 
 # chapters/gpu_schedule.ipynb, cell fn-launch-plan
@@ -421,7 +421,7 @@ def _without_half(source: str, kernels: Iterable[tirx.PrimFunc]) -> str:
                   flags=re.S)
 
 
-# chapters/gpu_schedule.ipynb, cell fn-opencl-device
+# chapters/gpu_schedule.ipynb, cell fn-half
 def _opencl_device(platform: str) -> Any:
     """The first device of an OpenCL driver."""
     with needed_for('OpenCL'):
@@ -898,7 +898,7 @@ def _in_turn(function: Callable, sets: Sequence[tuple]) -> Callable:
     return lambda: function(*next(turns))
 
 
-# chapters/gpu_schedule.ipynb, cell fn-peers
+# chapters/gpu_schedule.ipynb, cell fn-seconds
 def _peers(pairs: int, X: np.ndarray, mean: np.ndarray, var: np.ndarray,
            gamma: np.ndarray, beta: np.ndarray, eps: float
            ) -> dict[str, tuple[Callable, Callable, str]]:
