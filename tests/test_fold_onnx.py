@@ -1,5 +1,7 @@
 """Any model of ONNX is folded as far as it can be, and stays the same."""
+import random
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -38,11 +40,17 @@ class Builder:
         array = np.asarray(array)
         kind = array.dtype if array.dtype.kind == 'i' else self.dtype
         tensor = numpy_helper.from_array(array.astype(kind), name)
-        if self.draw(st.booleans()):
-            self.weights.append(tensor)
-        else:
-            self.nodes.append(helper.make_node('Constant', [], [name],
-                                               value=tensor))
+        match self.draw(st.integers(0, 3)):
+            case 0:
+                self.nodes.append(helper.make_node('Constant', [], [name],
+                                                   value=tensor))
+            case 1:
+                tensor.name = f'{name}_first'
+                self.weights.append(tensor)
+                self.nodes.append(helper.make_node(
+                    'Identity', [tensor.name], [name]))
+            case _:
+                self.weights.append(tensor)
         return name
 
     def normal(self, *shape):
@@ -364,6 +372,29 @@ def test_a_wrong_fold_is_never_written(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match='expected outputs that agree'):
             fold_onnx.fold_file(path, tmp_path / 'out.onnx')
         assert [p.name for p in tmp_path.iterdir()] == ['in.onnx']
+
+
+def test_damaged_files_are_refused(tmp_path):
+    """Whatever stands in a file: folded and checked, left, or refused."""
+    content = conv(f'C = Relu (A) D = {NORM.replace("A", "C")} '
+                   'Y = Conv (D, U)', U=(2, 4, 1, 1)).SerializeToString()
+    rng, path, ends = random.Random(4), tmp_path / 'damaged.onnx', Counter()
+    for _ in range(examples(150)):
+        damaged = bytearray(content)
+        for _ in range(rng.randint(1, 4)):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            verdicts, difference = fold_onnx.fold_file(
+                path, tmp_path / 'out.onnx')
+            assert difference <= 1e-4
+            ends[any(each.layers for each in verdicts)] += 1
+        except ValueError as error:
+            assert str(error)
+            ends['refused'] += 1
+    assert min(ends[True], ends['refused']) > 5
+    assert {each.name for each in tmp_path.iterdir()} == {
+        'damaged.onnx', 'out.onnx'}
 
 
 @pytest.mark.parametrize('content', [b'', b'no model', b'\x08\x08\x3a\xff'])
