@@ -51,6 +51,14 @@ def drop_remote_scripts(app, pagename, templatename, context, doctree):
         and 'THEBE' not in script.attributes.get('body', '')]
 
 
+def add_scripts(app, pagename, templatename, context, doctree):
+    """A figure with `data-scripts` brings these files to its page alone."""
+    for names in re.findall(r'<figure data-scripts="([^"]+)"',
+                            context.get('body', '')):
+        for name in names.split():
+            app.add_js_file(name, defer='defer')
+
+
 def repair_roles(app, pagename, templatename, context, doctree):
     """A list of references has items; docutils gives them a retired role."""
     context['body'] = context.get('body', '').replace(
@@ -74,6 +82,7 @@ def setup(app):
     app.connect('source-read', draw_explorers)
     app.connect('env-updated', keep_index)
     app.connect('html-page-context', drop_remote_scripts, priority=900)
+    app.connect('html-page-context', add_scripts)
     app.connect('html-page-context', repair_roles)
     app.connect('build-finished', copy_mathjax)
     return {'parallel_read_safe': True, 'parallel_write_safe': True}

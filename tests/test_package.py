@@ -48,9 +48,10 @@ def test_names_are_those_of_the_book_and_the_modules():
 
 def test_help_begins_with_one_line_for_each_module():
     text = pydoc.plain(pydoc.render_doc(d2ltvm))
+    width = max(map(len, MODULES))
     for name in MODULES:
         title = importlib.import_module(f'd2ltvm.{name}').__doc__
-        assert f'    {name:<17}  {title}\n' in text
+        assert f'    {name:<{width}}  {title}\n' in text
     assert text.index('DESCRIPTION') < text.index('PACKAGE CONTENTS')
 
 
