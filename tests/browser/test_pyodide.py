@@ -205,8 +205,8 @@ def test_every_cell_prints_what_the_book_shows(visit, book, page, disk):
         assert 'done in' in cell.said.text_content(), (
             source.id, cell.out.text_content())
         if 'nbval-ignore-output' not in source.metadata.tags:
-            assert cell.out.text_content().strip() == in_the_book(
-                source).strip(), source.id
+            assert ''.join(cell.out.locator('pre').all_text_contents()
+                           ).strip() == in_the_book(source).strip(), source.id
 
 
 @pytest.mark.soak
@@ -220,7 +220,7 @@ def test_a_flood_of_output_is_cut_and_python_survives_its_errors(visit):
     assert len(cell.out.inner_text()) < 110_000
     for code, error in (
             ('def f(x):\n    return f(x + 1)\n\n\nf(0)', 'RecursionError'),
-            ('import numpy as np\nnp.ones(10**11)', 'MemoryError'),
+            ('import numpy as np\nnp.ones(10**11)', 'Maximum allowed'),
             ('import scipy', 'ModuleNotFoundError'),
             ('raise KeyboardInterrupt', 'KeyboardInterrupt')):
         cell.write(code)
