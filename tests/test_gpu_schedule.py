@@ -479,7 +479,7 @@ def test_no_driver_at_all(monkeypatch):
 def test_without_pyopencl(monkeypatch):
     monkeypatch.setitem(sys.modules, 'pyopencl', None)
     with pytest.raises(ModuleNotFoundError, match=r"^OpenCL needs the package "
-                       "'pyopencl'"):
+                       r"'pyopencl', .* pip install \"\.\[opencl\]\""):
         module.build_opencl(reverse())
 
 
