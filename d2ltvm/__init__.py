@@ -18,6 +18,7 @@ import. Each holds what one notebook saves:
     from_scratch          Batch normalization from scratch
     gluon_module          Batch normalization as a layer of Gluon
     gpu_schedule          A schedule for the GPU
+    gpu_server            On a server's GPU: checked and measured
     gpu_training          Batch norm that trains, on a GPU
     interactive           Interactive figures: pictures that answer
     launcher              A launcher: several processes, one run
@@ -30,6 +31,7 @@ import. Each holds what one notebook saves:
     own_gradient          A gradient of our own in MXNet
     practice              Problems and cures: eval mode, small batch, fine-tuning
     quantization          Quantization: the network in int8
+    reader_gpu            On your own GPU
     theory                Batch normalization: the layer and its gradient
     training_in_the_page  Training in the page: the layer switched on and off
     training_operator     Batch norm that trains, compiled
@@ -46,11 +48,12 @@ from collections.abc import Iterator
 _MODULES = ['checks', 'command_line', 'conventions', 'cpu_schedule',
             'deployment', 'distributed', 'exercises', 'fast_operations',
             'fold_onnx', 'folding', 'from_scratch', 'gluon_module',
-            'gpu_schedule', 'gpu_training', 'interactive', 'launcher',
-            'leave_mxnet', 'library_file', 'mnist', 'moving_statistics',
-            'mxnet_today', 'network_schedule', 'own_gradient', 'practice',
-            'quantization', 'theory', 'training_in_the_page',
-            'training_operator', 'tvm_inference', 'webassembly', 'why']
+            'gpu_schedule', 'gpu_server', 'gpu_training', 'interactive',
+            'launcher', 'leave_mxnet', 'library_file', 'mnist',
+            'moving_statistics', 'mxnet_today', 'network_schedule',
+            'own_gradient', 'practice', 'quantization', 'reader_gpu', 'theory',
+            'training_in_the_page', 'training_operator', 'tvm_inference',
+            'webassembly', 'why']
 _MODULE_OF = {  # names that are found in `d2ltvm` itself
     'batch_norm': 'tvm_inference',
     'batch_norm_float64': 'tvm_inference',

@@ -1,0 +1,39 @@
+"""What the button for the reader's GPU is given; it is pressed in a browser."""
+import math
+
+import pytest
+
+from d2ltvm.reader_gpu import ReaderGpu
+
+
+@pytest.mark.parametrize(('kind', 'passes', 'count'), [
+    ('inference', 2, 1), ('training', 3, 3)])
+def test_the_plan_names_everything(kind, passes, count):
+    shape = (3, 2, 12, 10)
+    run, = ReaderGpu(kind, [shape]).plan['runs']
+    values = math.prod(shape)
+    assert run['bytes'] == 4 * passes * values and run['sizes']['X'] == values
+    assert len(run['launches']) == count
+    for launch in run['launches']:
+        names = launch['names']
+        assert set(names) <= set(run['sizes'])
+        assert f'fn {launch["kernel"]}(' in launch['wgsl']
+        # An array for each binding, and the number of blocks
+        assert launch['wgsl'].count('var<storage') == len(names)
+        assert f'@binding({len(names)}) var<uniform>' in launch['wgsl']
+
+
+def test_the_figure_is_small_and_asks_nobody():
+    text = ReaderGpu('training')._repr_html_()
+    assert len(text) < 100e3
+    assert 'http' not in text.replace('come from https,', '')
+    assert ReaderGpu.alt in repr(ReaderGpu('inference', []))
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+    (('other',), r'^kind: expected one of'),
+    (('training', [(2, 3)]), r'^shapes: expected \(N, C, H, W\)'),
+    (('inference', [(2, 3, 5, 5)]), r'^shapes: .* multiple of 4')])
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ReaderGpu(*arguments)
