@@ -466,7 +466,7 @@
       find(".bars").append(make("div", {}, make("span", {}, `${i}`),
         make("i"), make("span", {className: "share"})));
     for (let i = 0; i < 10; ++i) {
-      const at = digitSamples.labels.indexOf(i);
+      const at = digitSamples.labels.lastIndexOf(i);
       const canvas = make("canvas", {width: 28, height: 28});
       const button = make("button", {type: "button"}, canvas);
       button.setAttribute("aria-label", `Test digit ${i}`);
@@ -485,7 +485,7 @@
     });
     form.addEventListener("submit", event => event.preventDefault());
     details.addEventListener("toggle", () => {
-      if (!pixels) pixels = sample(digitSamples.labels.indexOf(7));
+      if (!pixels) pixels = sample(digitSamples.labels.lastIndexOf(7));
       show(true);
     });
     new MutationObserver(ink).observe(
