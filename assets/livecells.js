@@ -152,7 +152,7 @@
 
   // Code that is changed becomes plain, else its colours would spread
   const plain = pre => {
-    if (!pre.querySelector("span, details")) return;
+    if (!pre.querySelector("span")) return;
     const selection = getSelection();
     const [from, to] = ["anchor", "focus"].map(end => textBefore(
       pre, selection[`${end}Node`], selection[`${end}Offset`]).length);
@@ -195,6 +195,10 @@
   // Make a cell of the page one that can be changed and run
   const open = (box, id) => {
     const pre = box.querySelector(".cell_input pre"), before = codeOf(pre);
+    for (const folded of pre.querySelectorAll("details")) {
+      folded.querySelector("summary").remove();
+      folded.replaceWith(...folded.childNodes);
+    }
     const cell = { box, pre, id, name: `cell ${id + 1}`, fresh: true,
                    before, figure: box.querySelector("figure.align-default") };
     cell.out = box.querySelector(".cell_output");

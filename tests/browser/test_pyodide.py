@@ -150,6 +150,23 @@ def test_tab_leads_through_the_cells(visit):
         'Run cell 1', 'Reset cell 1']
 
 
+def test_a_folded_docstring_is_part_of_the_code(visit):
+    tab = visit('chapters/conventions.html')
+    tab.get_by_role('button', name='Run the code of this page here').click()
+    cell = Cell(tab, number('conventions', 'fn-layer-arrays'))
+    source = next(cell.source for cell in sources('conventions')
+                  if cell.id == 'fn-layer-arrays')
+    assert cell.code.inner_text().rstrip() == source
+    cell.code.focus()
+    tab.keyboard.press('Control+End')
+    tab.keyboard.type('  # new')
+    assert cell.code.inner_text().rstrip() == source + '  # new'
+    assert cell.code.locator('span').count() == 0
+    cell.press('Reset')
+    assert cell.code.inner_text().rstrip() == source
+    assert cell.code.locator('span').count() > 50
+
+
 def test_a_browser_that_lacks_something_gets_a_sentence(visit):
     for name in ('WebAssembly', 'Worker', 'DecompressionStream'):
         tab = visit('intro.html')
