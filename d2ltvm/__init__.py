@@ -5,39 +5,39 @@
 A module is loaded when it is first used, be it by `d2ltvm.NAME` or by an
 import. Each holds what one notebook saves:
 
-    checks                Checks: what a function refuses
-    command_line          The command line: fold, params, convert
-    conventions           Convert running statistics between libraries
-    cpu_schedule          A schedule for the CPU
-    deployment            Deployment: the network without Python
-    distributed           Sync batch norm: one batch in many processes
-    exercises             Exercises that answer: check your NumPy code
-    fast_operations       The layer from scratch, in fast operations
-    fold_onnx             Fold batch norm in any ONNX model
-    folding               Fold batch norm into its neighbors
-    from_scratch          Batch normalization from scratch
-    gluon_module          Batch normalization as a layer of Gluon
-    gpu_schedule          A schedule for the GPU
-    gpu_server            On a server's GPU: checked and measured
-    gpu_training          Batch norm that trains, on a GPU
-    interactive           Interactive figures: pictures that answer
-    launcher              A launcher: several processes, one run
-    leave_mxnet           Leaving MXNet: read .params, convert to ONNX
-    library_file          The library file and its checks
-    mnist                 The digits: MNIST
-    moving_statistics     Running statistics: conventions and conversion
-    mxnet_today           MXNet on today's Python and NumPy
-    network_schedule      A schedule for the network
-    own_gradient          A gradient of our own in MXNet
-    practice              Problems and cures: eval mode, small batch, fine-tuning
-    quantization          Quantization: the network in int8
-    reader_gpu            On your own GPU
-    theory                Batch normalization: the layer and its gradient
-    training_in_the_page  Training in the page: the layer switched on and off
-    training_operator     Batch norm that trains, compiled
-    tvm_inference         Inference with a compiled operator
-    webassembly           WebAssembly: the network in this page
-    why                   Why batch normalization helps
+    checks             Checks: what a function refuses
+    command_line       The command line: fold, params, convert
+    conventions        Convert running statistics between libraries
+    cpu_schedule       A schedule for the CPU
+    deployment         Deployment: the network without Python
+    distributed        Sync batch norm: one batch in many processes
+    exercises          Exercises that answer: check your NumPy code
+    fast_operations    The layer from scratch, in fast operations
+    fold_onnx          Fold batch norm in any ONNX model
+    folding            Fold batch norm into its neighbors
+    from_scratch       Batch normalization from scratch
+    gluon_module       Batch normalization as a layer of Gluon
+    gpu_schedule       A schedule for the GPU
+    gpu_server         On a server's GPU: checked and measured
+    gpu_training       Batch norm that trains, on a GPU
+    interactive        Interactive figures: pictures that answer
+    launcher           A launcher: several processes, one run
+    leave_mxnet        Leaving MXNet: read .params, convert to ONNX
+    library_file       The library file and its checks
+    mnist              The digits: MNIST
+    moving_statistics  Running statistics: conventions and conversion
+    mxnet_today        MXNet on today's Python and NumPy
+    network_schedule   A schedule for the network
+    own_gradient       A gradient of our own in MXNet
+    practice           Problems and cures: eval mode, small batch, fine-tuning
+    quantization       Quantization: the network in int8
+    reader_gpu         On your own GPU
+    theory             Batch normalization: the layer and its gradient
+    training_in_page   Training in the page: the layer switched on and off
+    training_operator  Batch norm that trains, compiled
+    tvm_inference      Inference with a compiled operator
+    webassembly        WebAssembly: the network in this page
+    why                Why batch normalization helps
 
 Found in `d2ltvm` itself: the names of tvm_inference and cpu_schedule.
 """
@@ -52,7 +52,7 @@ _MODULES = ['checks', 'command_line', 'conventions', 'cpu_schedule',
             'launcher', 'leave_mxnet', 'library_file', 'mnist',
             'moving_statistics', 'mxnet_today', 'network_schedule',
             'own_gradient', 'practice', 'quantization', 'reader_gpu', 'theory',
-            'training_in_the_page', 'training_operator', 'tvm_inference',
+            'training_in_page', 'training_operator', 'tvm_inference',
             'webassembly', 'why']
 _MODULE_OF = {  # names that are found in `d2ltvm` itself
     'batch_norm': 'tvm_inference',

@@ -4,7 +4,7 @@ import re
 import pytest
 from test_book import BOOK, CONTRAST, DARK, SETTLED, assert_axe_clean
 
-PAGE = 'chapters/training_in_the_page.html'
+PAGE = 'chapters/training_in_page.html'
 FIGURE = 'figure[data-explorer="Training"]'
 PATHS = f'''() => [...document.querySelectorAll(`{FIGURE} [data-path]`)].map(
   path => path.getAttribute("d"))'''
@@ -106,7 +106,7 @@ def test_what_an_address_asks_in_vain_is_said(visit, wrong):
 
 
 def test_an_address_of_a_section_is_left_alone(visit):
-    tab = visit(PAGE + '#training-in-the-page-network')
+    tab = visit(PAGE + '#training-in-page-network')
     assert not tab.locator(FIGURE).get_by_text('Pause').count()
     assert table(tab)[0] != '' and 'steps' not in tab.url
 

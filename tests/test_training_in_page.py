@@ -8,7 +8,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from d2ltvm.theory import numeric_gradient
-from d2ltvm.training_in_the_page import (
+from d2ltvm.training_in_page import (
     ACTIVATIONS,
     KINDS,
     Trainer,
