@@ -105,6 +105,7 @@ def test_an_edited_cell_runs(visit, live, page, code, printed):
     token = urlsplit(live).query
     tab = visit(f'chapters/{page}.html?{token}', at=f'{origin}/book/')
     before = tab.locator('.cell_output').count()
+    assert tab.locator('.live-bar').count() == 1  # this one runs all cells
     tab.get_by_role('button', name='Make the code of this page live').click()
     tab.get_by_text('ready: change a cell').wait_for(timeout=60_000)
     assert tab.locator('.cell_output').count() >= before
