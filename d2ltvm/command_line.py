@@ -17,16 +17,14 @@ from d2ltvm.leave_mxnet import (effective_params, epsilons, norm_facts,
 __all__ = ['main']
 
 
-# chapters/command_line.ipynb, cell fn-fold
-def _lengths(text: str) -> tuple[str, int]:
-    """'N=4' as a name and a number."""
-    name, mark, number = text.partition('=')
-    if not (name and mark and number.isdigit() and int(number)):
-        raise argparse.ArgumentTypeError(f'expected NAME=LENGTH, got {text}')
-    return name, int(number)
+# chapters/command_line.ipynb, cell fn-say
+def _say(*words: object, file: Any = None) -> None:
+    """Print a line; letters that could steer a terminal as their codes."""
+    print(''.join(letter if letter.isprintable() else ascii(letter)[1:-1]
+                  for letter in ' '.join(map(str, words))), file=file)
 
 
-# chapters/command_line.ipynb, cell fn-fold
+# chapters/command_line.ipynb, cell fn-say
 @contextlib.contextmanager
 def _progress() -> Iterator[Any]:
     """A bar on a terminal, if tqdm is there, from two seconds on."""
@@ -57,17 +55,84 @@ def _fold(options: argparse.Namespace) -> int:
             options.copy_shared, show)
     width = max((len(each.name) for each in verdicts), default=0)
     for each in verdicts:
-        print(f'{each.name:{width}}  ', 'folded into '
-              + ', '.join(each.layers) if each.layers else
-              f'left: {each.reason}')
+        _say(f'{each.name:{width}}  ', 'folded into '
+             + ', '.join(each.layers) if each.layers else
+             f'left: {each.reason}')
     folded = sum(bool(each.layers) for each in verdicts)
-    print(f'{folded} of {len(verdicts)} folded', f'largest difference of an '
-          f'output {difference:.1e}, written to {options.target}'
-          if folded else 'nothing is written', sep='; ')
+    _say(f'{folded} of {len(verdicts)} folded;', 'largest difference of an '
+         f'output {difference:.1e}, written to {options.target}'
+         if folded else 'nothing is written')
     return 0 if folded else 1
 
 
-# chapters/command_line.ipynb, cell fn-fold
+# chapters/command_line.ipynb, cell fn-params
+def _params(options: argparse.Namespace) -> int:
+    """Run `params`."""
+    arrays, output = read_params(options.params), options.output
+    facts: dict[str, str] = {}
+    if options.symbol:
+        steps, _ = read_symbol(options.symbol)
+        arrays, facts = effective_params(arrays, steps), norm_facts(steps)
+        for name, eps in epsilons(steps).items():
+            _say(f'{name}: epsilon {eps:g}')
+    if options.list or not output:
+        for name, array in arrays.items():
+            _say(name, array.dtype, array.shape)
+    if not output:
+        return 0
+    if not output.endswith('.onnx'):
+        write_arrays(output, arrays, facts)
+    elif not options.symbol or not options.shape:
+        raise ValueError('expected the symbol file and --shape, since '
+                         f'{output} is to hold the network')
+    else:
+        write_model(output, to_onnx(arrays, options.symbol, options.shape))
+    _say(f'{len(arrays)} arrays, written to {output}')
+    return 0
+
+
+# chapters/command_line.ipynb, cell fn-convert
+def _convert(options: argparse.Namespace) -> int:
+    """Run `convert`."""
+    layers, momentum = convert_file(
+        options.arrays, options.output, options.source, options.target,
+        options.count, options.momentum)
+    _say('For inference copy the arrays as they are; these are to go on '
+         'training.')
+    _say(f'{len(layers)} layers, written to {options.output}:', *layers)
+    facts = read_facts(options.arrays)
+    for layer in layers:
+        if eps := facts.get(f'{layer}epsilon'):
+            fixed = facts.get(f'{layer}fix_gamma') == 'True'
+            _say(f'{layer}: epsilon {eps}, gamma is',
+                 '1 and not trained' if fixed else 'trained')
+    if momentum is not None:
+        _say(f'momentum, as {options.target} means it: {momentum:g}')
+    return 0
+
+
+# chapters/command_line.ipynb, cell fn-arguments
+def _lengths(text: str) -> tuple[str, int]:
+    """'N=4' as a name and a number."""
+    name, mark, number = text.partition('=')
+    if not (name and mark and number.isdigit() and int(number)):
+        raise argparse.ArgumentTypeError(f'expected NAME=LENGTH, got {text}')
+    return name, int(number)
+
+
+# chapters/command_line.ipynb, cell fn-arguments
+def _shape(text: str) -> list[int | str]:
+    """'N,3' as a list of names and numbers."""
+    parts = [int(part) if part.isdecimal() else part
+             for part in text.split(',')]
+    if any(part == 0 if isinstance(part, int) else not part.isidentifier()
+           for part in parts):
+        raise argparse.ArgumentTypeError(f'expected lengths and names, got '
+                                         f'{text}')
+    return parts
+
+
+# chapters/command_line.ipynb, cell fn-arguments
 def _add_fold(commands: Any) -> None:
     """Declare the arguments of `fold`."""
     parser = commands.add_parser(
@@ -87,35 +152,7 @@ def _add_fold(commands: Any) -> None:
     parser.set_defaults(run=_fold)
 
 
-# chapters/command_line.ipynb, cell fn-params
-def _params(options: argparse.Namespace) -> int:
-    """Run `params`."""
-    arrays, output = read_params(options.params), options.output
-    facts: dict[str, str] = {}
-    if options.symbol:
-        steps, _ = read_symbol(options.symbol)
-        arrays, facts = effective_params(arrays, steps), norm_facts(steps)
-        for name, eps in epsilons(steps).items():
-            print(f'{name}: epsilon {eps:g}')
-    if options.list or not output:
-        for name, array in arrays.items():
-            print(name, array.dtype, array.shape)
-    if not output:
-        return 0
-    if not output.endswith('.onnx'):
-        write_arrays(output, arrays, facts)
-    elif not options.symbol or not options.shape:
-        raise ValueError('expected the symbol file and --shape, since '
-                         f'{output} is to hold the network')
-    else:
-        shape = [int(part) if part.isdigit() else part
-                 for part in options.shape.split(',')]
-        write_model(output, to_onnx(arrays, options.symbol, shape))
-    print(f'{len(arrays)} arrays, written to {output}')
-    return 0
-
-
-# chapters/command_line.ipynb, cell fn-params
+# chapters/command_line.ipynb, cell fn-arguments
 def _add_params(commands: Any) -> None:
     """Declare the arguments of `params`."""
     parser = commands.add_parser(
@@ -126,34 +163,14 @@ def _add_params(commands: Any) -> None:
     parser.add_argument('symbol', nargs='?', help='its symbol file, .json')
     parser.add_argument('-o', '--output', metavar='FILE',
                         help='.npz, .safetensors or .onnx')
-    parser.add_argument('--shape', metavar='N,3,224,224',
+    parser.add_argument('--shape', metavar='N,3,224,224', type=_shape,
                         help='of the input, for .onnx; a name is any length')
     parser.add_argument('--list', action='store_true',
                         help='list names, dtypes and shapes as well')
     parser.set_defaults(run=_params)
 
 
-# chapters/command_line.ipynb, cell fn-convert
-def _convert(options: argparse.Namespace) -> int:
-    """Run `convert`."""
-    layers, momentum = convert_file(
-        options.arrays, options.output, options.source, options.target,
-        options.count, options.momentum)
-    print('For inference copy the arrays as they are; these are to go on '
-          'training.')
-    print(f'{len(layers)} layers, written to {options.output}:', *layers)
-    facts = read_facts(options.arrays)
-    for layer in layers:
-        if eps := facts.get(f'{layer}epsilon'):
-            fixed = facts.get(f'{layer}fix_gamma') == 'True'
-            print(f'{layer}: epsilon {eps}', 'gamma is 1 and not trained'
-                  if fixed else 'gamma is trained', sep=', ')
-    if momentum is not None:
-        print(f'momentum, as {options.target} means it: {momentum:g}')
-    return 0
-
-
-# chapters/command_line.ipynb, cell fn-convert
+# chapters/command_line.ipynb, cell fn-arguments
 def _add_convert(commands: Any) -> None:
     """Declare the arguments of `convert`."""
     parser = commands.add_parser(
@@ -205,5 +222,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ImportError, MemoryError, OSError, TypeError,
             ValueError) as error:
         text = ' '.join(str(error).split()) or type(error).__name__
-        print(f'd2ltvm {options.command}: {text}', file=sys.stderr)
+        _say(f'd2ltvm {options.command}: {text}', file=sys.stderr)
         return 2

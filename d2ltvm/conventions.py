@@ -227,8 +227,10 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             from safetensors.numpy import load_file
         try:
             return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f'{path}: damaged: {error}') from error
+        except (SafetensorError, AttributeError, KeyError,
+                TypeError) as error:
+            raise ValueError(f'{path}: damaged, or with numbers that NumPy '
+                             f'lacks: {error}') from error
     if path.suffix != '.npz':
         why = (', which can run code when it is read'
                if path.suffix in ('.pt', '.pth', '.pkl', '.bin') else '')

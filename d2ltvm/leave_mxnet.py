@@ -325,12 +325,14 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray],
     if path.suffix not in ('.npz', '.safetensors'):
         raise ValueError(f'path: expected a name that ends in .npz or '
                          f'.safetensors, got {path.name!r}')
+    npz = path.suffix == '.npz'
     for name in arrays:
-        if '\0' in name or name.endswith('.npy') or name in (
-                'file', 'allow_pickle', '__metadata__'):
+        if name == '__metadata__' or (npz and (
+                '\0' in name or name.endswith('.npy')
+                or name in ('file', 'allow_pickle'))):
             raise ValueError(f'arrays: expected names that {path.suffix} can '
                              f'hold, got {name!r}')
-    if path.suffix == '.npz':
+    if npz:
         with whole_file(path) as part, open(part, 'wb') as file:
             np.savez(file, allow_pickle=False, **arrays)
         return
@@ -412,7 +414,7 @@ def _operator(step: Step) -> tuple[str, dict[str, Any]]:
     return SAME[step.op], {}
 
 
-# chapters/leave_mxnet.ipynb, cell fn-to-onnx
+# chapters/leave_mxnet.ipynb, cell fn-operator
 def _nodes(step: Step, weights: dict[str, np.ndarray]) -> Iterator[Any]:
     """The nodes for one step; the limits of a clip become weights."""
     from onnx import helper
@@ -435,6 +437,22 @@ def _nodes(step: Step, weights: dict[str, np.ndarray]) -> Iterator[Any]:
     except (KeyError, TypeError) as error:
         raise ValueError(f'{step.name}: expected the settings of '
                          f'{step.op}, got {step.settings}') from error
+
+
+# chapters/leave_mxnet.ipynb, cell fn-operator
+def _sources(steps: Sequence[Step], params: Mapping[str, np.ndarray]
+             ) -> tuple[dict[str, np.ndarray], str]:
+    """The weights that are read, and the name of the input."""
+    read = {name for step in steps for name in step.inputs
+            if step.op != 'SoftmaxOutput' or name == step.inputs[0]}
+    variables = [step.name for step in steps
+                 if step.op == 'null' and step.name in read]
+    weights = {name: params[name] for name in variables if name in params}
+    inputs = [name for name in variables if name not in params]
+    if len(inputs) != 1 or not weights:
+        raise ValueError(f'params: expected the weights of all variables but '
+                         f'one, the input; without one are {inputs[:5]}')
+    return weights, inputs[0]
 
 
 # chapters/leave_mxnet.ipynb, cell fn-to-onnx
@@ -472,42 +490,33 @@ def to_onnx(params: Mapping[str, np.ndarray], symbol: str | Path,
         from onnx import helper, numpy_helper
     steps, outputs = read_symbol(symbol)
     params = effective_params(params, steps)
-    read = {name for step in steps for name in step.inputs
-            if step.op != 'SoftmaxOutput' or name == step.inputs[0]}
-    variables = [step.name for step in steps
-                 if step.op == 'null' and step.name in read]
-    weights = {name: params[name] for name in variables if name in params}
-    inputs = [name for name in variables if name not in params]
-    if len(inputs) != 1 or not weights:
-        raise ValueError(f'params: expected the weights of all variables but '
-                         f'one, the input; without one are {inputs[:5]}')
+    weights, given = _sources(steps, params)
     kind = helper.np_dtype_to_tensor_dtype(next(iter(weights.values())).dtype)
     nodes = [node for step in steps if step.op != 'null'
              for node in _nodes(step, weights)]
 
-    def model(given: list, results: list, constants: list) -> Any:
-        graph = helper.make_graph(nodes, Path(symbol).stem, given, results,
-                                  constants)
-        return helper.make_model(graph, ir_version=8, opset_imports=[
-            helper.make_opsetid('', 17)])
-
     def info(name: str, shape: Any = None) -> Any:
         return helper.make_tensor_value_info(name, kind, shape)
 
-    given = info(inputs[0], list(shape))
-    bare = model([given, *(info(name, value.shape)
-                           for name, value in weights.items())],
-                 [info(name) for name in outputs], [])
+    graph = helper.make_graph(
+        nodes, Path(symbol).stem,
+        [info(given, list(shape)), *(info(name, value.shape)
+                                     for name, value in weights.items())],
+        [info(name) for name in outputs])
+    model = helper.make_model(graph, ir_version=8, opset_imports=[
+        helper.make_opsetid('', 17)])
     try:
-        bare = onnx.shape_inference.infer_shapes(bare, True, True)
-        onnx.checker.check_model(bare)
+        model = onnx.shape_inference.infer_shapes(model, True, True)
+        onnx.checker.check_model(model)
     except (onnx.shape_inference.InferenceError,
             onnx.checker.ValidationError) as error:
         raise ValueError(f'shape: {tuple(shape)} does not fit {symbol}: '
                          f'{error}') from error
-    return model([given], list(bare.graph.output), [
+    del model.graph.input[1:], model.graph.value_info[:]
+    model.graph.initializer.extend(
         numpy_helper.from_array(np.ascontiguousarray(value), name)
-        for name, value in weights.items()])
+        for name, value in weights.items())
+    return model
 
 
 # chapters/leave_mxnet.ipynb, cell fn-write-model

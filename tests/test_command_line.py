@@ -1,6 +1,7 @@
 """The commands of the package, as a shell sees them."""
 import io
 import itertools
+import json
 import subprocess
 import sys
 
@@ -81,7 +82,9 @@ def test_a_bar_after_two_seconds(model, monkeypatch, capsys):
     (['fold', 'none.onnx', 'x.onnx'], 'none.onnx'),
     (['fold', 'in.onnx', 'in.onnx'], 'another file than the source'),
     (['fold', 'in.onnx', 'nowhere/x.onnx'], 'nowhere'),
+    (['fold', 'in.onnx', 'x.onnx', '--dim', 'M=3'], "of axes, ['N'], got"),
     (['params', 'in.onnx'], "expected MXNet's mark"),
+    (['params', 'nobody\x1b[31m'], 'nobody\\x1b[31m'),
     (['convert', 'in.onnx', '--from', 'pytorch', '--to', 'flax', '-o', 'x'],
      'expected .npz or .safetensors')])
 def test_a_refusal_is_one_line(model, arguments, message):
@@ -95,6 +98,8 @@ def test_a_refusal_is_one_line(model, arguments, message):
 @pytest.mark.parametrize('arguments', [
     [], ['unknown'], ['fold', 'a'], ['fold', 'a', 'b', '--dim', 'N'],
     ['fold', 'a', 'b', '--dim', 'N=0'],
+    *(['params', 'a', 'b', '-o', 'c.onnx', '--shape', shape]
+      for shape in ('N,-1', '', 'N,,3', '0,3')),
     ['convert', 'a', '-o', 'b', '--from', 'pytorch', '--to', 'torch']])
 def test_wrong_arguments_show_the_usage(arguments, capsys):
     with pytest.raises(SystemExit) as exit_:
@@ -172,6 +177,25 @@ def test_a_file_that_cannot_be_read(tmp_path, name, content, message):
     with pytest.raises(ValueError, match=message):
         conventions.convert_file(path, tmp_path / 'out.npz', 'gluon', 'flax')
     assert [each.name for each in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize('dtype', ['BF16', 'F8_E4M3'])
+def test_numbers_that_numpy_lacks(tmp_path, dtype):
+    path, size = tmp_path / 'a.safetensors', 2 if dtype == 'BF16' else 1
+    head = json.dumps({f'running_{name}': {
+        'dtype': dtype, 'shape': [1],
+        'data_offsets': [i * size, (i + 1) * size]}
+        for i, name in enumerate(('mean', 'var'))}).encode()
+    path.write_bytes(len(head).to_bytes(8, 'little') + head + bytes(2 * size))
+    with pytest.raises(ValueError, match=r'a\.safetensors: |got bfloat16|f8'):
+        conventions.convert_file(path, tmp_path / 'out.npz', 'gluon', 'flax')
+
+
+def test_the_file_that_is_read_is_not_written(tmp_path):
+    path = tmp_path / 'in.npz'
+    np.savez(path, running_var=np.ones(3), running_mean=np.ones(3))
+    with pytest.raises(ValueError, match='output: expected another file'):
+        conventions.convert_file(path, path, 'gluon', 'flax')
 
 
 def test_objects_and_files_without_a_layer_are_refused(tmp_path):
