@@ -141,7 +141,8 @@ def test_the_stored_network_reads_digits(build, parameters):
     Y = np.concatenate([run('network', x[None], *weights) for x in X])
     exact = network_float64(layers, X)
     assert_allclose(Y, exact, atol=1e-5 * abs(exact).max())
-    assert np.mean(Y.argmax(axis=1) == labels) > 0.9
+    least = 0.95 if os.environ.get('D2LTVM_DATA') else 0.8  # others' digits
+    assert np.mean(Y.argmax(axis=1) == labels) > least
     if build == 'relaxed' and vector_registers(host_target()) > 15:
         native = compile_network(layers, 1, threads=1)
         assert_array_equal(Y, np.concatenate([native(x[None]) for x in X]))
