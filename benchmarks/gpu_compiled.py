@@ -12,6 +12,7 @@ at the end; `--tools FOLDER` takes them from there instead.
 import argparse
 import hashlib
 import json
+import math
 import re
 import subprocess
 import sys
@@ -26,6 +27,8 @@ PACKAGES = ('nvidia-cuda-nvcc==13.0.*', 'nvidia-cuda-crt==13.0.*',
 ARCHS = 'sm_75', 'sm_80', 'sm_90', 'sm_100'
 INFERENCE = [(shape, dtype) for dtype in ('float32', 'float16')
              for shape in ((32, 64, 56, 56), (32, 64, 57, 57))]
+TRAINING = ('moments', 'statistics', 'normalize', 'gradient sums', 'factors',
+            'input gradient')
 
 
 def run(*command):
@@ -71,23 +74,47 @@ def compiled(source, arch, tools, folder):
     return resources(usage) | accesses(code)
 
 
-def inference(tools, folder):
+def measured(mod, tools, folder):
+    """What is stored of a program with one kernel."""
+    from d2ltvm.gpu_schedule import cuda_source, launch_plan, occupancy
+    launch, = launch_plan(mod, 'cuda')
+    threads = math.prod(launch.block)
+    arch = {}
+    for name in ARCHS:
+        made = compiled(cuda_source(mod, name), name, tools, folder)
+        # From sm_90 on it counts 1024 bytes that the system takes as well
+        assert made['shared'] - launch.shared in (0, 1024)
+        made['shared'] = launch.shared
+        arch[name] = made | {'occupancy': occupancy(
+            threads, made['registers'], made['shared'], name)}
+    return {'threads': threads, 'source': digest(mod), 'arch': arch}
+
+
+def digest(mod):
+    """By which the tests know that a program is still the one compiled."""
+    from d2ltvm.gpu_schedule import cuda_source
+    return hashlib.sha256(cuda_source(mod, 'sm_90').encode()).hexdigest()
+
+
+def inference():
     """The kernel of `gpu_schedule`, for the shapes of `INFERENCE`."""
-    from d2ltvm.gpu_schedule import cuda_schedule, cuda_source, \
-        launch_plan, occupancy
+    from d2ltvm.gpu_schedule import cuda_schedule
     for shape, dtype in INFERENCE:
-        mod = cuda_schedule(shape, dtype).mod
-        launch, = launch_plan(mod, 'cuda')
-        row = {'shape': shape, 'dtype': dtype, 'threads': launch.block[0],
-               'source': hashlib.sha256(
-                   cuda_source(mod, 'sm_90').encode()).hexdigest(),
-               'arch': {}}
-        for arch in ARCHS:
-            made = compiled(cuda_source(mod, arch), arch, tools, folder)
-            made['occupancy'] = occupancy(
-                launch.block[0], made['registers'], made['shared'], arch)
-            row['arch'][arch] = made
-        yield row
+        yield {'shape': list(shape), 'dtype': dtype}, cuda_schedule(
+            shape, dtype).mod
+
+
+def training():
+    """The kernels of `gpu_training` for one shape, with a rectifier."""
+    from d2ltvm.gpu_training import (
+        backward_programs,
+        forward_programs,
+        gpu_grid,
+    )
+    grid = gpu_grid(INFERENCE[0][0])
+    programs = forward_programs(grid, True) + backward_programs(grid, True)
+    for name, program in zip(TRAINING, programs, strict=True):
+        yield {'name': name, 'shape': list(INFERENCE[0][0])}, program
 
 
 def main(argv=None):
@@ -101,7 +128,10 @@ def main(argv=None):
                 '--no-deps', '--target', tools, *PACKAGES)
         version, = re.findall(r'release [\d.]+, V([\d.]+)',
                               run(find(tools, 'nvcc'), '--version'))
-        results = {'nvcc': version, 'inference': [*inference(tools, folder)]}
+        results = {'nvcc': version} | {
+            kind.__name__: [facts | measured(mod, tools, folder)
+                            for facts, mod in kind()]
+            for kind in (inference, training)}
     RESULTS.write_text(json.dumps(results, indent=1) + '\n')
 
 

@@ -1,5 +1,4 @@
 """The GPU schedule: run as OpenCL, its source read, arguments, occupancy."""
-import hashlib
 import json
 import os
 import re
@@ -680,16 +679,21 @@ def test_occupancy_of_bad_arguments(name, value):
 STORED = json.loads(gpu_compiled.RESULTS.read_text())
 
 
-@pytest.mark.parametrize('row', STORED['inference'])
-def test_stored_compilations_are_of_the_kernel_of_today(row):
-    mod = module.cuda_schedule(row['shape'], row['dtype']).mod
-    source = module.cuda_source(mod, 'sm_90')
-    assert row['source'] == hashlib.sha256(source.encode()).hexdigest()
-    assert row['threads'] == module.launch_plan(mod, 'cuda')[0].block[0]
-    assert list(row['arch']) == list(gpu_compiled.ARCHS)
-    for arch, made in row['arch'].items():
-        assert made['occupancy'] == module.occupancy(
-            row['threads'], made['registers'], made['shared'], arch)
+@pytest.mark.parametrize('kind', [gpu_compiled.inference,
+                                  gpu_compiled.training])
+def test_stored_compilations_are_of_the_kernels_of_today(kind):
+    stored = STORED[kind.__name__]
+    for row, (facts, mod) in zip(stored, kind(), strict=True):
+        assert row | facts == row
+        assert row['source'] == gpu_compiled.digest(mod), (
+            'run benchmarks/gpu_compiled.py')
+        launch, = module.launch_plan(mod, 'cuda')
+        assert row['threads'] == np.prod(launch.block)
+        assert list(row['arch']) == list(gpu_compiled.ARCHS)
+        for arch, made in row['arch'].items():
+            assert made['shared'] == launch.shared
+            assert made['occupancy'] == module.occupancy(
+                row['threads'], made['registers'], made['shared'], arch)
 
 
 @needs_nvcc
