@@ -454,6 +454,11 @@ NAMED = [path.stem for path in sorted((ROOT / 'chapters').glob('*.ipynb'))
          and '\n### Solutions\n' in text_of(path.stem) + '\n']
 
 
+def test_the_pages_of_the_first_part_are_complete():
+    assert {'theory', 'why', 'from_scratch', 'gluon_module',
+            'moving_statistics', 'practice'} <= set(NAMED)
+
+
 @pytest.mark.parametrize('page', NAMED)
 def test_each_exercise_of_a_page_has_a_name_and_an_answer(page):
     asked = text_of(page).split('## Exercises\n')[1]
