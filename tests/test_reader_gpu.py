@@ -1,4 +1,4 @@
-"""What the button for the reader's GPU is given; it is pressed in a browser."""
+"""What the button for the reader's GPU is given; a browser presses it."""
 import math
 
 import pytest
