@@ -6,7 +6,7 @@ A module is loaded when it is first used, be it by `d2ltvm.NAME` or by an
 import. Each holds what one notebook saves:
 
     checks             Checks: what a function refuses
-    command_line       The command line: fold, params, convert
+    command_line       The command line: fold, params, convert, gpu
     conventions        Convert running statistics between libraries
     cpu_schedule       A schedule for the CPU
     deployment         Deployment: the network without Python
