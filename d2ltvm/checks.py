@@ -4,13 +4,14 @@
 
 import numbers
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 __all__ = ['check_array', 'check_batch', 'check_choice', 'check_count',
-           'check_fold', 'check_layers', 'check_number', 'check_pairs',
-           'check_variance']
+           'check_fold', 'check_layers', 'check_number', 'check_output',
+           'check_pairs', 'check_variance']
 
 
 # chapters/checks.ipynb, cell fn-numbers
@@ -332,3 +333,33 @@ def check_layers(layers: Any, side: int = 28) -> None:
             raise ValueError(f'W of {name}: expected a smaller kernel, and '
                              f'at least one output, got {W.shape}')
         inputs = len(W) * (side ** 2 if i == 1 else 1)
+
+
+# chapters/checks.ipynb, cell fn-file
+def check_output(name: str, path: str | Path) -> Path:
+    """Where an output can be moved to, with links resolved.
+
+    Parameters
+    ----------
+    name : str
+        What the message calls the argument.
+    path : str or Path
+        The file that will be written; it need not exist.
+
+    Returns
+    -------
+    Path
+        Absolute, no link.
+
+    Raises
+    ------
+    FileExistsError
+        If there is something else than an ordinary file: a folder, a
+        device, a pipe.
+    """
+    found = Path(path).resolve()
+    if found.exists() and not found.is_file():
+        kind = 'a folder' if found.is_dir() else 'a device or a pipe'
+        raise FileExistsError(f'{name}: expected the name of a file, got '
+                              f'{kind}: {path}')
+    return found

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from d2ltvm import needed_for
+from d2ltvm.checks import check_output
 from d2ltvm.folding import fold_batch_norm
 
 with needed_for('d2ltvm.fold_onnx'):
@@ -883,6 +884,7 @@ def fold_file(source: str | Path, target: str | Path,
         raise ValueError(f'{source}: {error}') from error
     if not any(each.layers for each in verdicts):
         return verdicts, 0.0
+    target = check_output('target', target)
     if files & {target.resolve(), target.with_name(
             f'{target.name}.data').resolve()}:
         raise ValueError(f'target: expected files that hold no weights of '

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from d2ltvm import needed_for
+from d2ltvm.checks import check_output
 
 __all__ = ['ACTIVATIONS', 'DTYPES', 'SAME', 'Step', 'effective_params',
            'epsilons', 'norm_facts', 'read_params', 'read_symbol', 'to_onnx',
@@ -288,7 +289,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     well, and all is on the disk, the new file takes the place of the old
     one. Raises OSError if that fails; then the old one stays.
     """
-    path = Path(path)
+    path = check_output('path', path)
     part = path.with_name(f'.{path.name}.{os.getpid()}.partial')
     try:
         yield part

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from d2ltvm import needed_for
+from d2ltvm.checks import check_output
 
 with needed_for('d2ltvm.library_file'):
     import tvm
@@ -230,7 +231,7 @@ def write_library(executable: tvm.runtime.Executable, path: str | Path,
         If the file cannot be written.
     """
     from tvm.support import cc
-    linker, path = linker or cc.get_cc(), Path(path)
+    linker, path = linker or cc.get_cc(), check_output('path', path)
     if linker is None:
         raise RuntimeError('a linker is needed to write a library: g++, or '
                            'the program that the variable CXX names')

@@ -1,5 +1,6 @@
 """Checks of arguments: what passes, what is refused, and with which words."""
 import math
+import os
 import subprocess
 import sys
 from fractions import Fraction
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d2ltvm import checks, theory
+from d2ltvm import checks, leave_mxnet, theory
 
 FINITE32 = float(np.finfo('float32').tiny), float(np.finfo('float32').max)
 
@@ -227,3 +228,21 @@ def test_check_pairs():
     for wrong in (W.astype('float64'), W.tolist()):
         with pytest.raises(TypeError, match=r'^x: expected arrays of float32'):
             checks.check_pairs('x', [(W, b), (wrong, b)], shapes)
+
+
+def test_no_device_becomes_a_file(tmp_path):
+    """A stand-in for /dev/null, which a move would replace as well."""
+    pipe = tmp_path / 'pipe'
+    os.mkfifo(pipe)
+    with pytest.raises(FileExistsError, match='target: expected the name of a '
+                       'file, got a device or a pipe'):
+        checks.check_output('target', pipe)
+    with pytest.raises(FileExistsError, match='device'), \
+            leave_mxnet.whole_file(pipe):
+        pass
+    assert pipe.is_fifo()
+    (tmp_path / 'link').symlink_to('new')
+    with leave_mxnet.whole_file(tmp_path / 'link') as part:
+        part.write_text('whole')
+    assert (tmp_path / 'link').is_symlink()
+    assert (tmp_path / 'new').read_text() == 'whole'
