@@ -5,5 +5,5 @@ SOAK = bool(os.environ.get('D2LTVM_SOAK'))
 
 
 def examples(count):
-    """How many random cases to try: a third of `count`, or tenfold."""
-    return 10 * count if SOAK else max(count // 3, 3)
+    """How many random cases to try: a fifth of `count`, or tenfold."""
+    return 10 * count if SOAK else max(count // 5, 3)

@@ -314,7 +314,8 @@ def in_mxnet(X, params, moving):
 
 
 @pytest.mark.usefixtures('semantics')
-@pytest.mark.parametrize('batch', [1, 3])
+@pytest.mark.parametrize('batch', [
+    pytest.param(1, marks=pytest.mark.soak), 3])
 def test_relax_network_is_mxnets(batch):
     params, moving = drawn_network(batch)
     X = pictures(batch)

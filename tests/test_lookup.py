@@ -13,7 +13,9 @@ import tvm
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r'```python\n(.*?)```(?:\n\n```text\n(.*?)```)?', re.DOTALL)
-EXAMPLES = [pytest.param(*found, id=f'{page}-{i}')
+# A process for each, so `make test` takes every third
+EXAMPLES = [pytest.param(*found, id=f'{page}-{i}',
+                         marks=[pytest.mark.soak] if i % 3 else [])
             for page in ('troubleshooting', 'coming_from')
             for i, found in enumerate(BLOCK.findall(
                 (ROOT / f'{page}.md').read_text('utf-8')))]

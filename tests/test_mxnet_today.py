@@ -261,6 +261,7 @@ def test_the_finder_is_put_in_front(monkeypatch):
     assert sum(hasattr(f, 'helps_mxnet') for f in sys.meta_path) == 1
 
 
+@pytest.mark.soak
 def test_pytest_does_no_harm(tmp_path):
     """It rewrites modules named test_*.py, even `mxnet.test_utils`."""
     (tmp_path / 'test_it.py').write_text('''

@@ -205,7 +205,8 @@ def test_networks_of_other_sizes(batch, threads, c1, c2, k1, k2, hidden,
     check(network(images), layers, images)
 
 
-@pytest.mark.parametrize('batch', [1, 2, 3, 5, 13, 16, 64])
+@pytest.mark.parametrize('batch', [1, 3, 64, *(
+    pytest.param(batch, marks=pytest.mark.soak) for batch in (2, 5, 13, 16))])
 @pytest.mark.parametrize('threads', [None, 1, 2, 5])
 def test_batches(batch, threads):
     layers, images = draw_layers(), draw_images(batch)
