@@ -366,7 +366,7 @@ def main(exchange, path):
 def test_nothing_is_left_after_an_interrupt(tmp_path, monkeypatch,
                                             no_process_is_left):
     def interrupted(*args):
-        assert len(processes(no_process_is_left)) == 4
+        wait_for(lambda: len(processes(no_process_is_left)) == 4)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(launcher, 'watch', interrupted)

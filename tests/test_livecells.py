@@ -2,6 +2,7 @@
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -64,9 +65,8 @@ def give_npm(tmp_path, folder):
                 packed.add(path, f'package/{path.name}')
     npm = tmp_path / 'bin/npm'
     npm.parent.mkdir(exist_ok=True)
-    npm.write_text(f'#!{sys.executable}\nimport shutil, sys\n'
-                   'assert sys.argv[1] == "pack"\n'
-                   f'shutil.copy({str(archive)!r}, ".")\n')
+    npm.write_text('#!/bin/sh\n[ "$1" = pack ] && '
+                   f'cp {shlex.quote(str(archive))} .\n')
     npm.chmod(0o755)
 
 
