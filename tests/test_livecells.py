@@ -66,7 +66,7 @@ def give_npm(tmp_path, folder):
     npm = tmp_path / 'bin/npm'
     npm.parent.mkdir(exist_ok=True)
     npm.write_text('#!/bin/sh\n[ "$1" = pack ] && '
-                   f'cp {shlex.quote(str(archive))} .\n')
+                   f'/bin/cp {shlex.quote(str(archive))} .\n')
     npm.chmod(0o755)
 
 
