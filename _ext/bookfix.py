@@ -51,11 +51,14 @@ def drop_remote_scripts(app, pagename, templatename, context, doctree):
         and 'THEBE' not in script.attributes.get('body', '')]
 
 
-def add_scripts(app, pagename, templatename, context, doctree):
-    """A figure with `data-scripts` brings these files to its page alone."""
-    for names in re.findall(r'<figure data-scripts="([^"]+)"',
-                            context.get('body', '')):
-        for name in names.split():
+def add_files(app, pagename, templatename, context, doctree):
+    """A figure with `data-files` brings scripts and styles to its page."""
+    named = re.findall(r'<figure data-files="([^"]+)"',
+                       context.get('body', ''))
+    for name in dict.fromkeys(' '.join(named).split()):
+        if name.endswith('.css'):
+            app.add_css_file(name)
+        else:
             app.add_js_file(name, defer='defer')
 
 
@@ -82,7 +85,7 @@ def setup(app):
     app.connect('source-read', draw_explorers)
     app.connect('env-updated', keep_index)
     app.connect('html-page-context', drop_remote_scripts, priority=900)
-    app.connect('html-page-context', add_scripts)
+    app.connect('html-page-context', add_files)
     app.connect('html-page-context', repair_roles)
     app.connect('build-finished', copy_mathjax)
     return {'parallel_read_safe': True, 'parallel_write_safe': True}

@@ -20,6 +20,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+import pooch
 from sphinx.util import logging
 
 HERE = Path(__file__).resolve().parent
@@ -50,8 +51,7 @@ log = logging.getLogger(__name__)
 
 def store():
     """The folder where what was downloaded stays, below the user's cache."""
-    base = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
-    return Path(base, 'd2ltvm', f'pyodide-{VERSION}')
+    return Path(pooch.os_cache('d2ltvm'), f'pyodide-{VERSION}')
 
 
 def verified(path):

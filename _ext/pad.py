@@ -1,8 +1,8 @@
 """The digit pad: `{digit-pad}` and `{digit-timing}` in a page draw it.
 
-Their HTML lies beside this file. A page that has one of them loads the script,
-the weights, the test digits, and the modules in WebAssembly, which are
-compiled here from the schedules of the book.
+Their HTML lies beside this file and names what its page has to load: the
+style, the weights, the test digits, the script, and the modules in
+WebAssembly, which are compiled here from the schedules of the book.
 """
 import base64
 import json
@@ -14,8 +14,6 @@ from docutils.parsers.rst import Directive
 
 EXTENSIONS = Path(__file__).resolve().parent
 sys.path.insert(0, str(EXTENSIONS.parent))  # the package of this book
-SCRIPTS = ('digit_network.js', 'digit_samples.js', 'digit_builds.js',
-           'digit_pad.js')
 
 
 class Pad(Directive):
@@ -24,7 +22,7 @@ class Pad(Directive):
     def run(self):
         name = self.name.replace('-', '_')
         text = (EXTENSIONS / f'{name}.html').read_text('utf-8')
-        return [nodes.raw('', text, format='html', pad=name)]
+        return [nodes.raw('', text, format='html')]
 
 
 def write_builds(app):
@@ -39,19 +37,9 @@ def write_builds(app):
     path.write_text(f'globalThis.digitBuilds = {json.dumps(builds)}\n')
 
 
-def load_scripts(app, pagename, templatename, context, doctree):
-    """Only the pages that have a pad, and after all that is read."""
-    if doctree is not None and any(
-            raw.get('pad') for raw in doctree.findall(nodes.raw)):
-        app.add_css_file('digit_pad.css')
-        for name in SCRIPTS:
-            app.add_js_file(name, defer='defer')
-
-
 def setup(app):
     app.add_directive('digit-pad', Pad)
     app.add_directive('digit-timing', Pad)
     app.connect('builder-inited', write_builds)
-    app.connect('html-page-context', load_scripts)
     return {'version': '1', 'parallel_read_safe': True,
             'parallel_write_safe': True}

@@ -44,27 +44,10 @@ training.state = (trainers, shares, step, note = "") => {
   return state;
 };
 
-// As the other figures of the book write numbers and draw lines
-const rounded = (x, digits) => typeof x === "string" ? x :
-  (Math.floor(x * 10 ** digits + 0.5) / 10 ** digits).toFixed(digits)
-  .replace("-", "\u2212");
-const outline = (kind, points, panel) => {
-  const pixel = (v, low, high, first, last) => rounded(first + (last - first)
-    * ((Math.min(Math.max(v, low), high) - low) / (high - low)), 1);
-  let start = "M", path = "";
-  for (const point of points) {
-    if (!point) { start = "M"; continue; }
-    const [x, y, x2, y2] = point.map(
-      (v, i) => pixel(v, ...panel.slice(4 * (i % 2)).slice(0, 4)));
-    path += kind === "boxes" ? `M${x} ${y}H${x2}V${y2}H${x}z`
-      : `${start}${x} ${y}`;
-    start = "L";
-  }
-  return path;
-};
-
 const figure = document.querySelector('figure[data-explorer="Training"]');
 if (!figure) return;
+// Numbers and lines as in the other figures of the book
+const {rounded, outline} = globalThis.bookDrawing;
 const form = figure.querySelector("form");
 const status = figure.querySelector("[role=status]");
 const all = selector => figure.querySelectorAll(selector);

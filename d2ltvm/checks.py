@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 __all__ = ['check_array', 'check_batch', 'check_choice', 'check_count',
-           'check_fold', 'check_layers', 'check_number', 'check_output',
-           'check_pairs', 'check_variance']
+           'check_fit', 'check_fold', 'check_layers', 'check_number',
+           'check_output', 'check_pairs', 'check_variance']
 
 
 # chapters/checks.ipynb, cell fn-numbers
@@ -213,6 +213,32 @@ def check_variance(name: str, value: Any, finite: bool = False) -> None:
             'no negative numbers')
         raise ValueError(f'{name}: expected {kind}, got '
                          f'{found[wrong].flat[0]:g}')
+
+
+# chapters/checks.ipynb, cell fn-variance
+def check_fit(X: np.ndarray, inv_std: np.ndarray,
+              expected: str = 'a variance that float32 can hold') -> None:
+    """Refuse finite values whose variance is too large for float32.
+
+    Parameters
+    ----------
+    X : ndarray, shape (N, C, ...)
+    inv_std : ndarray, shape (C,)
+        One by the standard deviation, as a kernel has found it: not finite
+        where the variance overflowed, or where `X` is not finite.
+    expected : str
+        What the message asks for.
+
+    Raises
+    ------
+    ValueError
+        If all values of such a channel are finite.
+    """
+    for c in np.flatnonzero(~np.isfinite(inv_std)):
+        low, high = X[:, c].min(), X[:, c].max()
+        if np.isfinite([low, high]).all():
+            raise ValueError(f'X: expected {expected}, got channel {c} from '
+                             f'{low:g} to {high:g}')
 
 
 # chapters/checks.ipynb, cell fn-pairs

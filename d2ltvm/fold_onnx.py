@@ -872,7 +872,7 @@ def fold_file(source: str | Path, target: str | Path,
     OSError
         If a file cannot be read or written.
     """
-    source, target = Path(source), Path(target)
+    source, target = Path(source), check_output('target', target)
     if target.exists() and target.samefile(source):
         raise ValueError(f'target: expected another file than the source, '
                          f'got {target}')
@@ -884,8 +884,7 @@ def fold_file(source: str | Path, target: str | Path,
         raise ValueError(f'{source}: {error}') from error
     if not any(each.layers for each in verdicts):
         return verdicts, 0.0
-    target = check_output('target', target)
-    if files & {target.resolve(), target.with_name(
+    if files & {target, target.with_name(
             f'{target.name}.data').resolve()}:
         raise ValueError(f'target: expected files that hold no weights of '
                          f'the source, got {target}')

@@ -217,6 +217,20 @@ def _check_step(step: dict[str, Any]) -> None:
 
 
 # chapters/gpu_server.ipynb, cell fn-cupymachine
+def _cupy() -> Any:
+    """CuPy, if it is here and finds a GPU."""
+    try:
+        import cupy
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'the GPU is reached by CuPy, which is not installed (the '
+            f'package is cupy-cuda13x): {error}') from error
+    if not cupy.cuda.is_available():
+        raise RuntimeError('no NVIDIA GPU: CuPy finds none')
+    return cupy
+
+
+# chapters/gpu_server.ipynb, cell fn-cupymachine
 class CuPyMachine:
     """The first GPU, reached by CuPy, and the files of a folder.
 
@@ -243,16 +257,8 @@ class CuPyMachine:
             raise FileNotFoundError(f'{folder}: expected a folder written by '
                                     '`gpu --pack`, which has a file '
                                     'plan.json') from error
-        try:
-            import cupy
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                'the GPU is reached by CuPy, which is not installed (the '
-                f'package is cupy-cuda13x): {error}') from error
-        if not cupy.cuda.is_available():
-            raise RuntimeError('no NVIDIA GPU: CuPy finds none')
-        self.cupy = cupy
-        self.scratch = cupy.zeros(FLUSH, 'int8')
+        self.cupy = _cupy()
+        self.scratch = self.cupy.zeros(FLUSH, 'int8')
 
     def facts(self) -> dict[str, Any]:
         """Card, driver and versions."""
@@ -595,9 +601,8 @@ def _race(case: dict[str, Any], machine: Any, repeat: int
     """Times of each pass of a case, of all who take part."""
     torch, arrays = _torch(), _placed(case, _inputs(case, 0), machine)
     ours = _prepared(case, arrays, machine)
-    source, target = ((arrays['X'], arrays['out'])
-                      if case['kind'] == 'inference' else
-                      (arrays['X'], arrays['Y']))
+    source = arrays['X']
+    target = arrays['out' if case['kind'] == 'inference' else 'Y']
     for run in ours.values():
         run()
     y = machine.get(target).astype('float32')
@@ -684,8 +689,9 @@ def measure_gpu(machine: Any, repeat: int = 60,
 def _measured(machine: Callable[[], Any], output: str | Path,
               repeat: int) -> None:
     """Measure, and write a file; refuse early what cannot be written."""
-    output = Path(output)
-    if output.is_dir() or not output.resolve().parent.is_dir():
+    output = Path(output).resolve()
+    if (not output.parent.is_dir()
+            or (output.exists() and not output.is_file())):  # a device
         raise FileNotFoundError(f'{output}: expected a file in a folder that '
                                 'exists')
     text = json.dumps(measure_gpu(machine(), repeat), indent=1) + '\n'
@@ -764,9 +770,7 @@ def run_gpu(output: str | Path = 'gpu.json', repeat: int = 60) -> None:
         return _measured(TVMMachine, output, repeat)
     with tempfile.TemporaryDirectory() as folder:
         def packed() -> CuPyMachine:
-            Path(folder, 'plan.json').write_text('[]')
-            CuPyMachine(folder)  # is there a GPU at all?
-            Path(folder, 'plan.json').unlink()
+            _cupy()  # before anything is compiled
             pack_gpu(folder)
             return CuPyMachine(folder)
 

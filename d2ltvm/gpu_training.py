@@ -11,7 +11,7 @@ import numpy as np
 
 from d2ltvm import needed_for
 from d2ltvm.checks import (check_array, check_batch, check_choice, check_count,
-                           check_number, check_variance)
+                           check_fit, check_number, check_variance)
 from d2ltvm.cpu_schedule import relu as rectifier
 from d2ltvm.gpu_schedule import build_opencl
 from d2ltvm.interactive import Choice, Explorer, Slider, _panel
@@ -680,17 +680,6 @@ def _flat(X: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(X).reshape(-1)
 
 
-# chapters/gpu_training.ipynb, cell fn-checks
-def _check_fit(X: np.ndarray, inv_std: np.ndarray) -> None:
-    """Refuse finite values whose squares are too large for float32."""
-    for c in np.flatnonzero(~np.isfinite(inv_std)):
-        low, high = X[:, c].min(), X[:, c].max()
-        if np.isfinite([low, high]).all():
-            raise ValueError('X: expected values whose squares float32 can '
-                             f'add up, got channel {c} from {low:g} to '
-                             f'{high:g}')
-
-
 # chapters/gpu_training.ipynb, cell fn-gpu-forward
 def gpu_forward(X: np.ndarray, gamma: np.ndarray, beta: np.ndarray,
                 moving_mean: np.ndarray, moving_var: np.ndarray,
@@ -746,7 +735,7 @@ def gpu_forward(X: np.ndarray, gamma: np.ndarray, beta: np.ndarray,
     done = _run(X.shape, relu, False, X=_flat(X), gamma=_flat(gamma),
                 beta=_flat(beta), numbers=np.array([momentum, eps], _F32),
                 moving=np.stack([moving_mean, moving_var]))
-    _check_fit(X, done['saved'][2])
+    check_fit(X, done['saved'][2], 'values whose squares float32 can add up')
     moving_mean[:], moving_var[:] = done['moving']
     return done['Y'].reshape(X.shape), done['saved']
 

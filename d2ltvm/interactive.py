@@ -64,8 +64,7 @@ def _outline(kind: str, points: Sequence[Sequence[float] | None],
 
 
 # chapters/interactive.ipynb, cell shared-script
-_SCRIPT = '''((name, data, formula) => {
-const rounded = (x, digits) => typeof x === "string" ? x :
+_DRAWING = '''const rounded = (x, digits) => typeof x === "string" ? x :
   (Math.floor(x * 10 ** digits + 0.5) / 10 ** digits).toFixed(digits)
   .replace("-", "\\u2212");
 const outline = (kind, points, panel) => {
@@ -82,7 +81,12 @@ const outline = (kind, points, panel) => {
   }
   return path;
 };
-const moments = values => {
+'''
+
+
+# chapters/interactive.ipynb, cell shared-script
+_SCRIPT = '''((name, data, formula) => {
+''' + _DRAWING + '''const moments = values => {
   const mean = values.reduce((a, b) => a + b, 0) / values.length;
   return [mean, values.reduce((a, x) => a + (x - mean) ** 2, 0)
     / values.length];

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from d2ltvm.checks import check_choice, check_count, check_number
-from d2ltvm.interactive import Choice, Explorer, Slider, _panel
+from d2ltvm.interactive import (_DRAWING, Choice, Explorer, Slider,
+                                _panel)
 from d2ltvm.theory import batch_norm_backward, batch_norm_forward
 
 __all__ = ['ACTIVATIONS', 'Digits', 'KINDS', 'Trainer', 'Training', 'WIDTH',
@@ -501,6 +502,8 @@ class Training(Explorer):
         """The figure; the book brings the scripts that it names."""
         start, again = '<form autocomplete="off">', '>Start again<'
         return super()._repr_html_().partition('<script>')[0].replace(
-            '<figure ', '<figure data-scripts="small_digits.js training.js '
+            '<figure ', '<figure data-files="small_digits.js training.js '
             'training_figure.js" ', 1).replace(
-            start, start + _BUTTONS).replace(again, '>First settings<')
+            start, start + _BUTTONS).replace(again, '>First settings<') + (
+            f'<script>globalThis.bookDrawing = (() => {{{_DRAWING}'
+            'return {rounded, outline};})();</script>')

@@ -13,7 +13,7 @@ from unittest import mock
 import numpy as np
 
 from d2ltvm import needed_for
-from d2ltvm.checks import (check_array, check_batch, check_number,
+from d2ltvm.checks import (check_array, check_batch, check_fit, check_number,
                            check_variance)
 from d2ltvm.cpu_schedule import (_STREAM, aligned_empty, host_target, relu,
                                  vector_lanes)
@@ -531,16 +531,6 @@ def _check_numbers(momentum: float, eps: float) -> None:
     check_number('eps', eps)
 
 
-# chapters/training_operator.ipynb, cell fn-checks
-def _check_fit(X: np.ndarray, inv_std: np.ndarray) -> None:
-    """Refuse finite values whose variance is too large for float32."""
-    for c in np.flatnonzero(np.isnan(inv_std)):
-        low, high = X[:, c].min(), X[:, c].max()
-        if np.isfinite([low, high]).all():
-            raise ValueError('X: expected a variance that float32 can hold, '
-                             f'got channel {c} from {low:g} to {high:g}')
-
-
 # chapters/training_operator.ipynb, cell fn-train-forward
 def train_forward(X: np.ndarray, gamma: np.ndarray, beta: np.ndarray,
                   moving_mean: np.ndarray, moving_var: np.ndarray,
@@ -592,7 +582,7 @@ def train_forward(X: np.ndarray, gamma: np.ndarray, beta: np.ndarray,
     kernels = compile_kernels(X.ndim == 2, bool(relu), bool(parallel))
     kernels.forward(X, gamma, beta, Y, *moving, saved, float(momentum),
                     float(eps))
-    _check_fit(X, saved[2])
+    check_fit(X, saved[2])
     moving_mean[:], moving_var[:] = moving
     return Y, saved
 

@@ -276,7 +276,8 @@ def test_the_figure_is_the_same_every_time_and_describes_itself():
     first, second = (Training(FILE, steps=20, batch=0) for _ in range(2))
     assert first._repr_html_() == second._repr_html_()
     html = first._repr_html_()
-    assert 'http' not in html and '<script' not in html
+    assert 'http' not in html and 'src=' not in html
+    assert html.count('<script>globalThis.bookDrawing') == 1
     assert 'Step <span data-number="step" data-digits="0">20</span>' in html
     assert len(html.encode()) < 40e3
     assert first.chosen(first.settings) == {**SETTINGS, 'batch': 2}
