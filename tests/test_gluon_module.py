@@ -13,6 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from d2ltvm import gluon_module as gm
 from d2ltvm.mnist import Digits, digits_28
+from soak import examples, later
 
 
 @pytest.fixture
@@ -427,20 +428,14 @@ def test_empty_batch_is_refused(shape, kind, hybrid):
 
 
 @pytest.mark.timeout(120)  # a deadlock would wait for ever
-@pytest.mark.parametrize('hybrid', [False, True])
-def test_layer_works_after_fork(hybrid):
-    """Used in the parent, then in a child."""
-    program = f'''
+def test_layer_works_after_fork():
+    """Used in the parent, then in a child; plain, then compiled."""
+    program = '''
 import os
 import signal
 from d2ltvm.mxnet_today import autograd, mx, nd
 from mxnet.gluon import nn
 from d2ltvm.gluon_module import BatchNormLayer
-
-net = nn.HybridSequential()
-net.add(nn.Conv2D(4, 3), BatchNormLayer(), nn.Dense(2))
-net.initialize(mx.init.Xavier())
-net.hybridize({hybrid})
 
 
 def step():
@@ -450,13 +445,18 @@ def step():
     return net[1].moving_mean.data().asnumpy()
 
 
-first = step()
-child = os.fork()
-if not child:
-    signal.alarm(60)
-    os._exit(0 if (abs(step()) > 1.5 * abs(first)).all() else 1)
-assert os.waitpid(child, 0)[1] == 0
-assert (abs(step()) > 1.5 * abs(first)).all()
+for hybrid in (False, True):
+    net = nn.HybridSequential()
+    net.add(nn.Conv2D(4, 3), BatchNormLayer(), nn.Dense(2))
+    net.initialize(mx.init.Xavier())
+    net.hybridize(hybrid)
+    first = step()
+    child = os.fork()
+    if not child:
+        signal.alarm(60)
+        os._exit(0 if (abs(step()) > 1.5 * abs(first)).all() else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert (abs(step()) > 1.5 * abs(first)).all()
 '''
     ran = subprocess.run([sys.executable, '-W', 'ignore', '-c', program],
                          check=False, capture_output=True, text=True)
@@ -701,7 +701,7 @@ def test_compiled_network_trains_like_the_builtin_one(static, array):
                                     {'learning_rate': 0.05}))
                 for net in (ours, builtin)]
     labels = array(np.arange(32) % 10)
-    for _ in range(25):
+    for _ in range(examples(80)):
         copy_values(ours, builtin)
         X, results = draw(), []
         for net, trainer in trainers:
@@ -819,8 +819,7 @@ def test_function_returns_the_kind_it_got(array):
 
 
 @pytest.mark.parametrize(('before', 'after'), [
-    (0, 1), (1, 0), pytest.param(0, 0, marks=pytest.mark.soak),
-    pytest.param(1, 1, marks=pytest.mark.soak)])
+    (0, 1), later(1, 0), later(0, 0), later(1, 1)])
 def test_import_leaves_the_switch_alone(before, after):
     """And works with the switch thrown before or after the import."""
     program = f'''

@@ -1,4 +1,5 @@
 """The scheduled network: shapes, targets, tiles, NaN, wrong arguments."""
+import functools
 import math
 import os
 import subprocess
@@ -14,7 +15,7 @@ from tvm import relax, s_tir, te
 
 from d2ltvm import network_schedule as module
 from d2ltvm.folding import conv_float64, network_float64
-from soak import examples
+from soak import examples, later
 
 SHAPES = (20, 1, 3, 3), (50, 20, 5, 5), (128, 800), (10, 128)
 LINUX = 'x86_64-linux-gnu'
@@ -33,6 +34,12 @@ def draw_layers(shapes=SHAPES, seed=0, scale=1):
 
 def draw_images(batch, seed=1):
     return np.random.default_rng(seed).random((batch, 1, 28, 28), 'float32')
+
+
+@functools.cache
+def compiled(batch, threads=None):
+    """The network of `draw_layers()`; once for all tests that share it."""
+    return module.compile_network(draw_layers(), batch, threads=threads)
 
 
 def bound(layers, images):
@@ -205,12 +212,15 @@ def test_networks_of_other_sizes(batch, threads, c1, c2, k1, k2, hidden,
     check(network(images), layers, images)
 
 
-@pytest.mark.parametrize('batch', [1, 3, 64, *(
-    pytest.param(batch, marks=pytest.mark.soak) for batch in (2, 5, 13, 16))])
-@pytest.mark.parametrize('threads', [None, 1, 2, 5])
+FIRST = (1, 2), (3, None), (16, 1), (64, 5)
+
+
+@pytest.mark.parametrize(('batch', 'threads'), [*FIRST, *(
+    later(batch, threads) for batch in (1, 2, 3, 5, 13, 16, 64)
+    for threads in (None, 1, 2, 5) if (batch, threads) not in FIRST)])
 def test_batches(batch, threads):
     layers, images = draw_layers(), draw_images(batch)
-    network = module.compile_network(layers, batch, threads=threads)
+    network = compiled(batch, threads)
     check(network(images), layers, images)
     check(network(images[::-1]), layers, images[::-1])  # any strides
 
@@ -251,8 +261,7 @@ def test_one_thread_has_no_parallel_loop():
 
 @pytest.mark.parametrize('row, column', [(26, 0), (0, 26), (27, 27)])
 def test_nan_that_pooling_drops(row, column):
-    images = draw_images(1)
-    network = module.compile_network(draw_layers(), 1)
+    images, network = draw_images(1), compiled(1, 2)
     before = network(images)
     images[0, 0, row, column] = np.nan
     np.testing.assert_array_equal(network(images), before)
@@ -260,8 +269,7 @@ def test_nan_that_pooling_drops(row, column):
 
 @pytest.mark.parametrize('row, column', [(0, 0), (13, 7), (25, 25)])
 def test_nan_stays_in_its_row(row, column):
-    images = draw_images(3)
-    network = module.compile_network(draw_layers(), 3)
+    images, network = draw_images(3), compiled(3)
     before = network(images)
     images[1, 0, row, column] = np.nan
     after = network(images)
@@ -286,10 +294,10 @@ def test_the_module_is_relax_with_its_weights():
 
 
 def test_results_are_new_writable_arrays():
-    network = module.compile_network(draw_layers(), 2)
-    first = network(draw_images(2))
+    network = compiled(3)
+    first = network(draw_images(3))
     kept = first.copy()
-    second = network(draw_images(2, seed=5))
+    second = network(draw_images(3, seed=5))
     np.testing.assert_array_equal(first, kept)
     assert not np.array_equal(first, second)
     first[...] = 0
@@ -297,8 +305,8 @@ def test_results_are_new_writable_arrays():
 
 def test_threads_wait_for_each_other():
     layers, batch = draw_layers(), 16
-    network = module.compile_network(layers, batch, threads=1)
-    images = [draw_images(batch, seed) for seed in range(40)]
+    network = compiled(batch, 1)
+    images = [draw_images(batch, seed) for seed in range(examples(100))]
     with ThreadPoolExecutor(4) as pool:
         for got, given_images in zip(pool.map(network, images), images,
                                      strict=True):
@@ -307,14 +315,13 @@ def test_threads_wait_for_each_other():
 
 @pytest.mark.parametrize('offset', [0, 4, 20])
 def test_any_address(offset):
-    images = draw_images(2)
+    images = draw_images(3)
     memory = np.empty(images.nbytes + 128, 'uint8')
     start = -memory.ctypes.data % 64 + offset
     view = memory[start:start + images.nbytes].view('float32')
     view = view.reshape(images.shape)
     view[...] = images
-    layers = draw_layers()
-    check(module.compile_network(layers, 2)(view), layers, images)
+    check(compiled(3)(view), draw_layers(), images)
 
 
 def test_before_and_after_set_np(semantics):
@@ -432,14 +439,13 @@ def test_another_architecture_only_for_a_module():
 
 
 def test_images_that_do_not_fit():
-    network = module.compile_network(draw_layers(), 2)
-    images = draw_images(2)
+    network, images = compiled(3), draw_images(3)
     for wrong in (images.astype('float64'), images.tolist(), None):
         with pytest.raises(TypeError, match='images: expected a NumPy array '
                            'of float32'):
             network(wrong)
     for wrong in (images[:1], images[:, 0], images[..., :27]):
         with pytest.raises(ValueError, match=r'images: expected shape '
-                           r'\(2, 1, 28, 28\), got'):
+                           r'\(3, 1, 28, 28\), got'):
             network(wrong)
     check(network(images), draw_layers(), images)
