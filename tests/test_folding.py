@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from tvm import relax
+from tvm_ffi import structural_equal
 
 from d2ltvm import folding
 from d2ltvm import from_scratch as fs
@@ -298,9 +299,18 @@ def drawn_network(seed=0, scale=0.1):
     return params, moving
 
 
+BUILT = []  # pairs of a module and its function
+
+
 def run(module, X):
-    vm = relax.VirtualMachine(tvm.compile(module, target='llvm'), tvm.cpu())
-    return vm['main'](tvm.runtime.tensor(X)).numpy()
+    """Run a module; what is equal to one before is not compiled again."""
+    main = next((main for other, main in BUILT
+                 if structural_equal(module, other)), None)
+    if main is None:
+        main = relax.VirtualMachine(
+            tvm.compile(module, target='llvm'), tvm.cpu())['main']
+        BUILT.append((module, main))
+    return main(tvm.runtime.tensor(X)).numpy()
 
 
 def pictures(n, seed=0):
