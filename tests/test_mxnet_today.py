@@ -17,6 +17,7 @@ import pytest
 
 from d2ltvm import mxnet_today as mt
 from d2ltvm.mxnet_today import gluon, mx, nd
+from soak import later
 
 ROOT = Path(__file__).resolve().parent.parent
 OLD = ('Inf', 'NaN', 'PZERO', 'alltrue', 'product', 'in1d', 'trapz', 'compat')
@@ -205,17 +206,6 @@ print(mine.numpy is numpy, mine.mxnet is mx)''', tmp_path)
     assert (status, text.split('\n')[-1]) == (0, 'True True')
 
 
-def test_distutils_is_not_asked():
-    """Python 3.12 has none, and it says so with a warning before that."""
-    status, text = run('''
-import sys
-sys.modules['distutils'] = sys.modules['setuptools'] = None
-from d2ltvm.mxnet_today import mx
-print(mx.__version__)''', SETUPTOOLS_USE_DISTUTILS='stdlib',
-        PYTHONWARNINGS='error:distutils')
-    assert (status, text.split('\n')[-1]) == (0, '1.9.1')
-
-
 # In which order
 
 FAILED = '''
@@ -229,8 +219,8 @@ else:
 
 
 @pytest.mark.parametrize('before', [
-    FAILED,
-    'from d2ltvm import mxnet_today; mxnet_today.prepare(); import mxnet'])
+    FAILED, later('from d2ltvm import mxnet_today\n'
+                  'mxnet_today.prepare()\nimport mxnet')])
 def test_any_order(before):
     status, text = run(f'''
 {before}
@@ -355,6 +345,7 @@ def test_workers_of_a_data_loader():
     assert batches == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
+@pytest.mark.soak
 def test_spawned_children(tmp_path):
     """They read the file again, with its imports; forked ones inherit."""
     script = tmp_path / 'script.py'
@@ -384,17 +375,20 @@ def test_programs_that_cannot_be_edited(tmp_path):
     assert (status, text.split('\n')[-1]) == (0, '1.9.1')
 
 
-def test_reload():
+def test_reload_and_no_distutils():
+    """Python 3.12 has none, and 3.11 says so with a warning."""
     status, text = run('''
 import importlib, sys, warnings
+sys.modules['distutils'] = sys.modules['setuptools'] = None
+from d2ltvm.mxnet_today import mx
 warnings.simplefilter('ignore')
 from d2ltvm import mxnet_today
-from d2ltvm.mxnet_today import mx
 importlib.reload(mxnet_today)
 assert mxnet_today.prepare() and mxnet_today.mx is mx
 assert sum(hasattr(f, 'helps_mxnet') for f in sys.meta_path) == 1
 importlib.reload(mx.gluon.utils)
-print(hasattr(mx.gluon.utils.np, 'Inf'))''')
+print(hasattr(mx.gluon.utils.np, 'Inf'))''',
+        SETUPTOOLS_USE_DISTUTILS='stdlib', PYTHONWARNINGS='error:distutils')
     assert (status, text.split('\n')[-1]) == (0, 'True')
 
 
