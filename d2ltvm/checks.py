@@ -146,7 +146,7 @@ def check_array(name: str, value: Any,
 # chapters/checks.ipynb, cell fn-batch
 def check_batch(X: Any, eps: Any = 1.0, name: str = 'X',
                 ranks: Sequence[int] = (2, 4), kind: type = np.ndarray,
-                **channels: Any) -> None:
+                empty: bool = False, **channels: Any) -> None:
     """Refuse the arguments of a layer that do not fit each other.
 
     Parameters
@@ -162,6 +162,8 @@ def check_batch(X: Any, eps: Any = 1.0, name: str = 'X',
         How many axes `X` may have.
     kind : type
         Class of the arrays, see `check_array`.
+    empty : bool
+        Whether N may be 0.
     **channels
         Arrays of shape (F,) or (C,) in the dtype of `X`, by name.
 
@@ -174,7 +176,7 @@ def check_batch(X: Any, eps: Any = 1.0, name: str = 'X',
         another shape, or `eps` is out of range.
     """
     check_array(name, X, kind=kind)
-    if X.ndim not in ranks or 0 in X.shape:
+    if X.ndim not in ranks or 0 in X.shape[1 if empty else 0:]:
         axes = {2: '(N, F)', 3: '(N, C, L)', 4: '(N, C, H, W)',
                 5: '(N, C, D, H, W)'}
         raise ValueError(f'{name}: expected a non-empty array of shape '
@@ -362,7 +364,8 @@ def check_layers(layers: Any, side: int = 28) -> None:
 
 
 # chapters/checks.ipynb, cell fn-file
-def check_output(name: str, path: str | Path) -> Path:
+def check_output(name: str, path: str | Path,
+                 source: str | Path | None = None) -> Path:
     """Where an output can be moved to, with links resolved.
 
     Parameters
@@ -371,6 +374,8 @@ def check_output(name: str, path: str | Path) -> Path:
         What the message calls the argument.
     path : str or Path
         The file that will be written; it need not exist.
+    source : str or Path, optional
+        A file that is read, and that the output must not replace.
 
     Returns
     -------
@@ -382,10 +387,17 @@ def check_output(name: str, path: str | Path) -> Path:
     FileExistsError
         If there is something else than an ordinary file: a folder, a
         device, a pipe.
+    ValueError
+        If it is the source, be it by another name.
+    FileNotFoundError
+        If it exists and the source does not.
     """
     found = Path(path).resolve()
     if found.exists() and not found.is_file():
         kind = 'a folder' if found.is_dir() else 'a device or a pipe'
         raise FileExistsError(f'{name}: expected the name of a file, got '
                               f'{kind}: {path}')
+    if source is not None and found.exists() and found.samefile(source):
+        raise ValueError(f'{name}: expected another file than the one that is '
+                         f'read, got {path}')
     return found

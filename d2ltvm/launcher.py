@@ -19,26 +19,68 @@ import threading
 import time
 import traceback
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import d2ltvm
+from d2ltvm import from_scratch as fs
 from d2ltvm import needed_for
+from d2ltvm.checks import (check_array, check_choice, check_count,
+                           check_number)
 from d2ltvm.leave_mxnet import whole_file
 from d2ltvm.mxnet_today import mx, nd
+from d2ltvm.theory import merge_statistics
 
-__all__ = ['Exchange', 'GUARD', 'MPIRUN', 'SERVE', 'ServerExchange', 'WORK',
-           'WORK_MPI', 'as_script', 'check_launch', 'find_function',
-           'find_mpirun', 'free_port', 'is_free', 'is_stopped', 'last_words',
-           'launch', 'meeting_place', 'parted', 'read_counts', 'save_arrays',
-           'slowest', 'start', 'start_mpi', 'start_servers', 'stop', 'watch',
-           'work']
+__all__ = ['Exchange', 'GUARD', 'MPIExchange', 'MPIRUN', 'Progress', 'SERVE',
+           'ServerExchange', 'WORK', 'WORK_MPI', 'as_script', 'check_launch',
+           'find_function', 'find_mpirun', 'free_port', 'is_free',
+           'is_stopped', 'last_words', 'launch', 'load_state', 'meeting_place',
+           'merged_moving', 'pack_state', 'parted', 'read_counts',
+           'save_arrays', 'slowest', 'start', 'start_mpi', 'start_servers',
+           'stop', 'unpack_state', 'watch', 'work']
+
+
+# chapters/launcher.ipynb, cell fn-progress
+class Progress:
+    """Counts the exchanges of a worker, in a file that a launcher watches.
+
+    Attributes
+    ----------
+    rounds : int
+        Exchanges that are over.
+    """
+
+    def __init__(self) -> None:
+        self.rounds = self.marks = 0
+        self.process, self.lock = os.getpid(), threading.Lock()
+        self.report: int | None = None
+
+    def report_to(self, path: str | Path) -> None:
+        """Write signs of life into a file, which the launcher watches."""
+        self.report = os.open(path, os.O_WRONLY | os.O_CREAT)
+
+    def mark(self, what: str, ended: bool = False) -> None:
+        """Count that an exchange begins or has ended.
+
+        Raises RuntimeError in a fork of the worker: it has no connection.
+        """
+        if os.getpid() != self.process:
+            raise RuntimeError('exchange: a process that was forked has no '
+                               'connection to the other workers')
+        with self.lock:
+            self.marks += 1
+            self.rounds += ended
+            if self.report is not None:
+                line = f'{self.marks} {what}'.encode()[:80].ljust(80)
+                os.pwrite(self.report, line, 0)
 
 
 # chapters/launcher.ipynb, cell fn-exchange
-class Exchange:
+class Exchange(Progress):
     """Sums and gathers over all workers; here, one worker is alone.
 
     All workers must make the same calls in the same order. `gather`, for
@@ -64,31 +106,10 @@ class Exchange:
     """
 
     def __init__(self, rank: int = 0, workers: int = 1) -> None:
+        super().__init__()
         if not 0 <= rank < workers:
             raise ValueError(f'rank: expected 0 to {workers - 1}, got {rank}')
-        self.rank, self.workers, self.rounds = rank, workers, 0
-        self.process, self.lock = os.getpid(), threading.Lock()
-        self.report: int | None = None
-        self.marks = 0
-
-    def report_to(self, path: str | Path) -> None:
-        """Write signs of life into a file, which the launcher watches."""
-        self.report = os.open(path, os.O_WRONLY | os.O_CREAT)
-
-    def mark(self, what: str, ended: bool = False) -> None:
-        """Count that an exchange begins or has ended.
-
-        Raises RuntimeError in a fork of the worker: it has no connection.
-        """
-        if os.getpid() != self.process:
-            raise RuntimeError('exchange: a process that was forked has no '
-                               'connection to the other workers')
-        with self.lock:
-            self.marks += 1
-            self.rounds += ended
-            if self.report is not None:
-                line = f'{self.marks} {what}'.encode()[:80].ljust(80)
-                os.pwrite(self.report, line, 0)
+        self.rank, self.workers = rank, workers
 
     def sum(self, values: np.ndarray) -> np.ndarray:
         """Sum over all workers.
@@ -174,13 +195,9 @@ class Exchange:
 # chapters/launcher.ipynb, cell fn-exchange
 def _check_row(name: str, array: np.ndarray, *dtypes: str) -> None:
     """Raise unless `array` is a row, not empty, of one of these dtypes."""
-    got = getattr(array, 'dtype', type(array).__name__)
-    if got not in [np.dtype(dtype) for dtype in dtypes]:
-        raise TypeError(f'{name}: expected an array of '
-                        f'{" or ".join(dtypes)}, got {got}')
-    if array.ndim != 1 or array.size == 0:
-        raise ValueError(f'{name}: expected shape (n,), n > 0, got '
-                         f'{array.shape}')
+    check_array(name, array, dtypes, (None,))
+    if not array.size:
+        raise ValueError(f'{name}: expected shape (n,), n > 0, got (0,)')
 
 
 # chapters/launcher.ipynb, cell fn-server
@@ -232,6 +249,62 @@ class ServerExchange(Exchange):
         table[self.rank] = np.ascontiguousarray(row).view('uint16')
         total = self._sum(table.ravel()).astype('uint16')
         return total.view('float64').reshape(self.workers, row.size)
+
+
+# chapters/launcher.ipynb, cell fn-mpi
+class MPIExchange(Exchange):
+    """The exchange by MPI, in a program that `mpirun` or Slurm has started.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Comm, optional
+        The workers; all by default.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If the package mpi4py is missing.
+    RuntimeError
+        If it finds no MPI, or one that does not allow threads.
+    """
+
+    def __init__(self, comm: Any = None) -> None:
+        with needed_for('MPIExchange'):
+            from mpi4py import MPI
+        if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+            raise RuntimeError('MPIExchange: expected an MPI that several '
+                               'threads may call (MPI_THREAD_MULTIPLE)')
+        comm = MPI.COMM_WORLD if comm is None else comm
+        super().__init__(comm.Get_rank(), comm.Get_size())
+        self.layers, self.gradients = comm.Dup(), comm.Dup()
+        self.thread = ThreadPoolExecutor(1)
+
+    @staticmethod
+    def _wait(request: Any) -> None:
+        pause = 5e-5
+        while not request.Test():
+            time.sleep(pause)
+            pause = min(2 * pause, 1e-3)  # what takes long may take longer
+
+    def _start(self, values: np.ndarray) -> Callable[[], np.ndarray]:
+        if values.dtype == np.float64:
+            out = np.empty((self.workers, values.size))
+            request = self.gradients.Iallgather(values, out)
+        else:
+            out = np.empty_like(values)
+            request = self.gradients.Iallreduce(values, out)
+        done = self.thread.submit(self._wait, request)
+
+        def finish() -> np.ndarray:
+            done.result()
+            return out.sum(axis=0) if values.dtype == np.float64 else out
+
+        return finish
+
+    def _gather(self, row: np.ndarray) -> np.ndarray:
+        table = np.empty((self.workers, row.size))
+        self._wait(self.layers.Iallgather(row, table))
+        return table
 
 
 # chapters/launcher.ipynb, cell fn-save
@@ -295,11 +368,8 @@ def work(folder: str, rank: int | str | None, reference: str) -> None:
     try:
         function = find_function(reference)
         arguments = json.loads(Path(folder, 'arguments.json').read_text())
-        if rank is None:
-            from d2ltvm.distributed import MPIExchange
-            exchange: Exchange = MPIExchange()
-        else:
-            exchange = ServerExchange(int(rank), mx.kv.create('dist_sync'))
+        exchange = MPIExchange() if rank is None else ServerExchange(
+            int(rank), mx.kv.create('dist_sync'))
         name = f'worker {exchange.rank}'
         exchange.report_to(Path(folder, f'{name}.count'))
         save_arrays(Path(folder, f'{name}.npz'),
@@ -574,22 +644,19 @@ def watch(run: dict[str, subprocess.Popen], folder: str, timeout: float,
 
 # chapters/launcher.ipynb, cell fn-check-launch
 def check_launch(reference: str, arguments: dict | None, port: int | None,
-                 engine: str, **numbers: float) -> None:
+                 engine: str, workers: int, servers: int, timeout: float,
+                 patience: float) -> None:
     """Raise a ValueError or TypeError that names an argument of `launch`."""
-    if engine not in ('server', 'mpi'):
-        raise ValueError(f"engine: expected 'server' or 'mpi', got {engine!r}")
+    check_choice('engine', engine, ('server', 'mpi'))
+    check_count('workers', workers)
+    check_count('servers', servers)
+    for name, seconds in (('timeout', timeout), ('patience', patience)):
+        if seconds != np.inf:
+            check_number(name, seconds)
     if port is not None:
-        numbers['port'] = port
-    for name, value in numbers.items():
-        whole = name in ('workers', 'servers', 'port')
-        kind = int if whole else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kind):
-            raise TypeError(f'{name}: expected a {"whole " * whole}number, '
-                            f'got {value!r}')
-        if not value > 0:
-            raise ValueError(f'{name}: expected more than 0, got {value}')
-    if port is not None and port > 65535:
-        raise ValueError(f'port: expected at most 65535, got {port}')
+        check_count('port', port)
+        if port > 65535:
+            raise ValueError(f'port: expected at most 65535, got {port}')
     place, _, name = str(reference).rpartition(':')
     if not (place and name.isidentifier()):
         raise ValueError("reference: expected 'module:function' or "
@@ -622,7 +689,7 @@ def launch(reference: str, workers: int = 2, arguments: dict | None = None,
     arguments : dict, optional
         Keyword arguments that JSON can express.
     timeout : float
-        Seconds for the whole run.
+        Seconds for the whole run; infinite for no limit.
     patience : float
         Seconds without any exchange, once the workers have begun.
     host : str
@@ -649,8 +716,8 @@ def launch(reference: str, workers: int = 2, arguments: dict | None = None,
         If a process fails or hangs; the message has its name and its last
         words. Whatever happens, no process is left.
     """
-    check_launch(reference, arguments, port, engine, workers=workers,
-                 servers=servers, timeout=timeout, patience=patience)
+    check_launch(reference, arguments, port, engine, workers, servers,
+                 timeout, patience)
     run: dict[str, subprocess.Popen] = {}
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, 'arguments.json').write_text(json.dumps(arguments or {}))
@@ -669,3 +736,84 @@ def launch(reference: str, workers: int = 2, arguments: dict | None = None,
             with np.load(Path(folder, f'worker {i}.npz')) as file:
                 results.append(dict(file))
     return results
+
+
+# chapters/launcher.ipynb, cell fn-state
+def pack_state(step: int, params: dict[str, nd.NDArray],
+               moving: fs.MovingStatistics,
+               exchange: Exchange) -> dict[str, np.ndarray]:
+    """What is needed to go on: a dictionary of arrays.
+
+    `step`; `param.NAME`, float32; `mean.SCOPE` and `var.SCOPE`, shape
+    (workers, C), float64: the moving statistics of all workers.
+    """
+    state = {'step': np.array(step)}
+    state |= {f'param.{name}': p.asnumpy() for name, p in params.items()}
+    for kind in ('mean', 'var'):
+        state |= {f'{kind}.{scope}': exchange.gather(
+            value.asnumpy().astype('float64'))
+            for scope, value in getattr(moving, kind).items()}
+    return state
+
+
+# chapters/launcher.ipynb, cell fn-merged
+def merged_moving(state: Mapping[str, np.ndarray], rows: slice = slice(None),
+                  dtype: str | type = 'float32') -> fs.MovingStatistics:
+    """Moving statistics of a state, merged over its workers.
+
+    Parameters
+    ----------
+    state : mapping of str to ndarray
+        As from `pack_state`.
+    rows : slice
+        Which workers count; all by default.
+    dtype : str or type
+        Of the result.
+
+    Returns
+    -------
+    d2ltvm.from_scratch.MovingStatistics
+        Mean of the means; mean of the variances plus variance of the means.
+    """
+    moving = fs.MovingStatistics()
+    for key in state:
+        kind, _, scope = key.partition('.')
+        if kind == 'mean':
+            count, mean, M2 = merge_statistics(
+                (1, mean, var) for mean, var in zip(
+                    state[key][rows], state[f'var.{scope}'][rows],
+                    strict=True))
+            moving.mean[scope] = nd.array(mean, dtype=dtype)
+            moving.var[scope] = nd.array(M2 / count, dtype=dtype)
+    return moving
+
+
+# chapters/launcher.ipynb, cell fn-unpack
+def unpack_state(state: Mapping[str, np.ndarray],
+                 params: dict[str, nd.NDArray], exchange: Exchange
+                 ) -> tuple[int, fs.MovingStatistics]:
+    """Set `params`, in place, and return (step, moving).
+
+    With as many workers as before, each gets its own moving statistics back;
+    otherwise all get the merged ones.
+    """
+    for name in params:
+        params[name][:] = nd.array(state[f'param.{name}'],
+                                   dtype=params[name].dtype)
+    tables = [state[key] for key in state if key.startswith('mean.')]
+    same = all(len(table) == exchange.workers for table in tables)
+    r = exchange.rank
+    return int(state['step']), merged_moving(
+        state, slice(r, r + 1) if same else slice(None), params['W1'].dtype)
+
+
+# chapters/launcher.ipynb, cell fn-load
+def load_state(path: str | Path, params: dict[str, nd.NDArray],
+               exchange: Exchange) -> tuple[int, fs.MovingStatistics]:
+    """What `unpack_state` does with a file; ValueError if it is no state."""
+    try:
+        with np.load(path) as state:
+            return unpack_state(state, params, exchange)
+    except (KeyError, ValueError) as error:
+        raise ValueError('checkpoint: expected a file of train_worker, '
+                         f'got {path}: {error}') from error

@@ -148,12 +148,15 @@ def test_check_batch_accepts():
     for shape in ((4, 3, 2), (2, 3, 4, 5, 6)):
         checks.check_batch(np.ones(shape), ranks=(2, 3, 4, 5),
                            gamma=np.ones(3))
+    checks.check_batch(np.ones((0, 3)), empty=True, gamma=np.ones(3))
 
 
 @pytest.mark.parametrize(('error', 'message', 'X', 'options'), [
     (ValueError, r'X: expected a non-empty array of shape \(N, F\) or '
      r'\(N, C, H, W\), got shape \(3,\)', np.ones(3), {}),
     (ValueError, r'X: .* got shape \(0, 3\)', np.ones((0, 3)), {}),
+    (ValueError, r'X: .* got shape \(4, 0\)', np.ones((4, 0)),
+     {'empty': True}),
     (ValueError, r'batches: .* got shape \(2, 3, 4\)', np.ones((2, 3, 4)),
      {'name': 'batches'}),
     (ValueError, r'X: .* \(N, F\) or \(N, C, L\), got .*\(2, 3, 4, 5\)',

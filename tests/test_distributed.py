@@ -313,7 +313,7 @@ def test_checkpoints_that_are_none(data, tmp_path):
                            f'of train_worker, got {checkpoint}: '):
             dist.train_worker(dist.Exchange(), data, steps=1, batch=8,
                               checkpoint=str(checkpoint))
-    with pytest.raises(ValueError, match=r'^every: expected at least 1'):
+    with pytest.raises(ValueError, match=r'^every: expected 1 or more, got 0'):
         dist.train_worker(dist.Exchange(), data, steps=1, batch=8, every=0,
                           checkpoint=str(tmp_path / 'new.npz'))
 
