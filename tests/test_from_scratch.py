@@ -368,16 +368,16 @@ def test_training_learns_and_repeats(capsys):
     digits = Digits(digits.train_images[:640], digits.train_labels[:640],
                     digits.test_images, digits.test_labels, 'part')
     histories = []
-    for _ in range(2):
+    for epochs in (2, 1):
         moving = fs.MovingStatistics()
         histories.append(fs.train(digits, fs.init_params(),
                                   *fs.training_and_testing(moving),
-                                  epochs=3))
-    assert histories[0] == histories[1]
+                                  epochs=epochs))
+    assert histories[0][:1] == histories[1]
     assert histories[0][-1][2] > 0.8
     lines = [line for line in capsys.readouterr().out.splitlines()
              if 'accuracy' in line]
-    assert len(lines) == 6
+    assert len(lines) == 3
 
 
 def test_settled_statistics_are_those_of_all_images():

@@ -7,11 +7,13 @@ import nbformat.v4
 import pytest
 import yaml
 from bs4 import BeautifulSoup
+from soak import later
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.parametrize('repository', ['', 'https://github.com/some/where'])
+@pytest.mark.parametrize('repository', [
+    later(''), 'https://github.com/some/where'])
 def test_launch_buttons(tmp_path, repository):
     config = yaml.safe_load((ROOT / '_config.yml').read_text())
     del config['bibtex_bibfiles']
