@@ -264,7 +264,8 @@ STUCK = r'no progress for 1.5 s; waiting for worker 1, after 21 exch'
                  r'(.|\n)*SystemExit: 3', marks=soak),
     pytest.param('SIGSTOP', STUCK, marks=soak),
     ('sleep', STUCK),
-    ('scheduler', r'scheduler was killed by SIGKILL'),
+    pytest.param('scheduler', r'scheduler was killed by SIGKILL',
+                 marks=soak),
     ('server', r'server 0 was killed by SIGKILL')])
 def test_accident_ends_the_run(tmp_path, data, what, message, monkeypatch):
     class Clock:
