@@ -6,6 +6,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urljoin
 
+import firefox
 import pdf
 import pytest
 
@@ -39,6 +40,17 @@ def webgpu(chromium):
             '--use-webgpu-adapter=swiftshader'])
     yield browser
     browser.close()
+
+
+@pytest.fixture
+def fox():
+    """Firefox, where it is installed."""
+    if firefox.path() is None:
+        pytest.skip('no Firefox (Debian: apt install firefox-esr)')
+    pytest.importorskip('websocket')
+    window = firefox.Firefox()
+    yield window
+    window.close()
 
 
 @pytest.fixture

@@ -92,6 +92,19 @@ class Firefox:
                 {'type': 'pointerDown', 'button': 0},
                 {'type': 'pointerUp', 'button': 0}]}])
 
+    def drag(self, element, points):
+        """Draw a line with the mouse: points as shares of an element."""
+        self.evaluate(f'{element}.scrollIntoView({{block: "center"}})')
+        left, top, width, height = json.loads(self.evaluate(
+            '(box => JSON.stringify([box.left, box.top, box.width, '
+            f'box.height]))({element}.getBoundingClientRect())'))
+        moves = [{'type': 'pointerMove', 'x': round(left + x * width),
+                  'y': round(top + y * height)} for x, y in points]
+        self.ask('input.performActions', context=self.context, actions=[
+            {'type': 'pointer', 'id': 'mouse', 'actions': [
+                moves[0], {'type': 'pointerDown', 'button': 0}, *moves[1:],
+                {'type': 'pointerUp', 'button': 0}]}])
+
     def press(self, *keys):
         """Press keys one after the other; 'Shift+\\ue007' holds Shift."""
         actions = []

@@ -1,4 +1,5 @@
 """The digit pad under mouse, finger and keys; its numbers against Python."""
+import json
 import os
 from pathlib import Path
 
@@ -351,3 +352,25 @@ def test_pages_without_a_pad_do_not_load_it(visit):
     tab = visit('chapters/theory.html')
     assert tab.locator('script[src*=digit]').count() == 0
     assert tab.evaluate('typeof digitNetwork') == 'undefined'
+def test_a_digit_is_drawn_and_read_in_firefox(fox, book, images, native):
+    fox.go((BOOK / CHAPTER).as_uri())
+    pad = 'document.querySelector("figure.digit-pad")'
+    fox.wait(f'{pad}.matches("[data-live]")')
+    for digit in 3, 4:  # one stroke, and two
+        fox.click(f'{pad}.querySelector(".clear")')
+        for stroke in DIGITS[digit]:
+            fox.drag(f'{pad}.querySelector(".pad")',
+                     np.array(stroke) / 280)
+        fox.wait(f'{pad}.querySelector(".reads").textContent.startsWith('
+                 f'"It reads {digit}")')
+    shares = json.loads(fox.evaluate(
+        f'JSON.stringify([...{pad}.querySelectorAll(".bars .share")].map('
+        'share => parseFloat(share.textContent)))'))
+    assert np.argmax(shares) == 4
+    assert sum(shares) == pytest.approx(100, abs=0.6)
+    logits = json.loads(fox.evaluate(
+        f'JSON.stringify(({LOGITS})({json.dumps(images[:20].tolist())}))'))
+    assert_allclose(logits, native[:20], atol=1e-5 * abs(native).max())
+    assert {url.partition(':')[0] for url in fox.asked} <= {'file', 'data'}
+
+

@@ -221,12 +221,12 @@ def test_the_ring_around_a_button_touches_nothing(visit):
 def test_the_journey_can_be_read_and_walked(visit, width):
     tab = visit('intro.html', width=width)
     drawing = tab.locator('figure.drawing svg')
-    assert drawing.locator('a').count() == 10
+    assert drawing.locator('a').count() == 15
     scale = drawing.evaluate('s => s.getScreenCTM().a')
     assert 12 * scale >= 10  # the smallest text, in pixels
     for text in drawing.locator('text').all():
         box = text.bounding_box()
         assert box['x'] >= 0 and box['x'] + box['width'] <= width
-    drawing.locator('a').nth(2).focus()
+    drawing.locator('a').nth(3).focus()
     tab.keyboard.press('Enter')
     tab.wait_for_url('**/chapters/from_scratch.html')

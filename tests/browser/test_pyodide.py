@@ -3,7 +3,6 @@ import json
 import re
 from pathlib import Path
 
-import firefox
 import nbformat
 import pytest
 from test_book import DARK, PRUNE, SETTLED, assert_axe_clean
@@ -246,16 +245,6 @@ def test_a_flood_of_output_is_cut_and_python_survives_its_errors(visit):
         cell.write('6 * 7')
         cell.run()
         assert cell.out.inner_text().strip() == '42'
-
-
-@pytest.fixture
-def fox():
-    if firefox.path() is None:
-        pytest.skip('no Firefox (Debian: apt install firefox-esr)')
-    pytest.importorskip('websocket')
-    window = firefox.Firefox()
-    yield window
-    window.close()
 
 
 def test_a_cell_runs_in_firefox(fox):
