@@ -34,6 +34,11 @@ MAKERS = {'transform': Transform, 'moving': MovingStatistics,
           'backward': Backward, 'axes': Axes, 'reduction': Reduction,
           'schedule': lambda **settings: Schedule(RESULTS, **settings)}
 each = pytest.mark.parametrize('make', MAKERS.values(), ids=MAKERS)
+# What all figures have from one template: two of them in `make test`
+some = pytest.mark.parametrize('make', [
+    pytest.param(make, id=name, marks=[] if name in (
+        'transform', 'backward') else pytest.mark.soak)
+    for name, make in MAKERS.items()])
 
 
 def state_of(explorer):
@@ -320,7 +325,7 @@ def test_every_control_works_by_keyboard(make, show):
             page, make(**settings)), name
 
 
-@each
+@some
 def test_first_state_needs_no_script(make, show):
     with_script, without = (
         show(make(), java_script_enabled=on, viewport={
@@ -334,7 +339,7 @@ def test_first_state_needs_no_script(make, show):
     assert not without.locator('input').first.is_visible()
 
 
-@each
+@some
 def test_fits_a_phone_and_answers_a_finger(make, show):
     page = show(make(), viewport={'width': 390, 'height': 800},
                 has_touch=True, is_mobile=True)
