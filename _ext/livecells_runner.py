@@ -30,6 +30,11 @@ def present(value, show):
         show('text', f'{value!r}\n')
 
 
+def ask(*prompt):
+    """In the place of `input`."""
+    raise RuntimeError('input: a cell cannot ask; write the value into it')
+
+
 def run(code, name, show, space=SPACE):
     """Run a cell; if its last line is an expression, show the value.
 
@@ -55,7 +60,7 @@ def run(code, name, show, space=SPACE):
             else:
                 present(value, show)
 
-    space['display'] = display
+    space.update(display=display, input=ask)
     linecache.cache[name] = len(code), None, code.splitlines(True), name
     with (contextlib.redirect_stdout(Writer('stream', show)),
           contextlib.redirect_stderr(Writer('stderr', show))):

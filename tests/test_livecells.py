@@ -213,6 +213,12 @@ def test_a_cell_shows_what_a_notebook_would():
     assert run('x = 6', 'print("x is", x)\nx * 7') == (
         [['stream', 'x is 6\n'], ['text', '42\n']], True)
     assert run('None', 'x = 1', '', '# nothing') == ([], True)
+
+
+def test_a_cell_that_asks_gets_a_sentence():
+    ((kind, text),), right = run('name = input("Who? ")')
+    assert (kind, right) == ('error', False)
+    assert text.endswith('a cell cannot ask; write the value into it\n')
     assert run('import sys\nprint("to", file=sys.stderr)\nprint("of")') == (
         [['stderr', 'to\n'], ['stream', 'of\n']], True)
     assert run('def f():\n    return __name__', 'f()') == (
