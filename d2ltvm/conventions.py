@@ -10,7 +10,7 @@ import numpy as np
 
 from d2ltvm import needed_for
 from d2ltvm.checks import (check_array, check_choice, check_count,
-                           check_number, check_variance)
+                           check_number, check_output, check_variance)
 from d2ltvm.leave_mxnet import write_arrays
 
 __all__ = ['CONVENTIONS', 'NAMES', 'convert_file', 'convert_statistics',
@@ -218,7 +218,7 @@ def convert_statistics(mean: np.ndarray, var: np.ndarray,
     return mean, var, momentum
 
 
-# chapters/conventions.ipynb, cell fn-convert-file
+# chapters/conventions.ipynb, cell fn-read-arrays
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a .npz or .safetensors file."""
     if path.suffix == '.safetensors':
@@ -245,7 +245,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
                              f'numbers: {error}') from error
 
 
-# chapters/conventions.ipynb, cell fn-convert-file
+# chapters/conventions.ipynb, cell fn-read-arrays
 def read_facts(path: str | Path) -> dict[str, str]:
     """The metadata of a .safetensors file; empty for other files.
 
@@ -297,9 +297,7 @@ def convert_file(path: str | Path, output: str | Path, source: str,
     OSError
         If a file cannot be read or written.
     """
-    if Path(output).exists() and Path(output).samefile(path):
-        raise ValueError(f'output: expected another file than the one that is '
-                         f'read, got {output}')
+    output = check_output('output', output, path)
     arrays = _read_arrays(Path(path))
     layers = {}
     for name in arrays:

@@ -45,13 +45,7 @@ class _Bytes:
         return struct.unpack(f'<{count}{code}', self.take(size))
 
 
-# chapters/leave_mxnet.ipynb, cell fn-array
-DTYPES = {0: 'float32', 1: 'float64', 2: 'float16', 3: 'uint8', 4: 'int32',
-          5: 'int8', 6: 'int64', 7: 'bool', 8: 'int16', 9: 'uint16',
-          10: 'uint32', 11: 'uint64', 12: 'bfloat16'}
-
-
-# chapters/leave_mxnet.ipynb, cell fn-array
+# chapters/leave_mxnet.ipynb, cell fn-shape
 def _shape(data: _Bytes) -> tuple[int, ...]:
     """The shape of the next array; the device comes after it."""
     rank, = data.numbers('I')
@@ -75,6 +69,12 @@ def _shape(data: _Bytes) -> tuple[int, ...]:
 
 
 # chapters/leave_mxnet.ipynb, cell fn-array
+DTYPES = {0: 'float32', 1: 'float64', 2: 'float16', 3: 'uint8', 4: 'int32',
+          5: 'int8', 6: 'int64', 7: 'bool', 8: 'int16', 9: 'uint16',
+          10: 'uint32', 11: 'uint64', 12: 'bfloat16'}
+
+
+# chapters/leave_mxnet.ipynb, cell fn-array
 def _array(data: _Bytes) -> np.ndarray:
     """The next array, a view of the file; bfloat16 as float32."""
     shape = _shape(data)
@@ -93,7 +93,7 @@ def _array(data: _Bytes) -> np.ndarray:
         raise data.refused('a shape that NumPy can hold', shape) from None
 
 
-# chapters/leave_mxnet.ipynb, cell fn-read-params
+# chapters/leave_mxnet.ipynb, cell fn-names
 def _names(data: _Bytes, count: int) -> Iterator[str]:
     """The names; those of a list that was saved are numbers."""
     named, = data.numbers('Q')
@@ -156,7 +156,7 @@ def read_params(path: str | Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-# chapters/leave_mxnet.ipynb, cell fn-read-symbol
+# chapters/leave_mxnet.ipynb, cell fn-step
 def _literal(text: str) -> Any:
     """What a setting means: a number, a tuple, or the text itself."""
     try:
@@ -165,7 +165,7 @@ def _literal(text: str) -> Any:
         return {'true': True, 'false': False}.get(text, text)
 
 
-# chapters/leave_mxnet.ipynb, cell fn-read-symbol
+# chapters/leave_mxnet.ipynb, cell fn-step
 class Step:
     """One node of a symbol file.
 
@@ -255,14 +255,14 @@ def effective_params(params: Mapping[str, np.ndarray],
     return params
 
 
-# chapters/leave_mxnet.ipynb, cell fn-effective-params
+# chapters/leave_mxnet.ipynb, cell fn-facts
 def epsilons(steps: Sequence[Step]) -> dict[str, float]:
     """Epsilon of each batch normalization, by its name."""
     return {step.name: float(step.settings.get('eps', 1e-3))
             for step in steps if step.op == 'BatchNorm'}
 
 
-# chapters/leave_mxnet.ipynb, cell fn-effective-params
+# chapters/leave_mxnet.ipynb, cell fn-facts
 def norm_facts(steps: Sequence[Step]) -> dict[str, str]:
     """What arrays do not say of a batch normalization, as text.
 
@@ -280,7 +280,7 @@ def norm_facts(steps: Sequence[Step]) -> dict[str, str]:
     return facts
 
 
-# chapters/leave_mxnet.ipynb, cell fn-write-arrays
+# chapters/leave_mxnet.ipynb, cell fn-whole-file
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Let a file be written whole or not at all.

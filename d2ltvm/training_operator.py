@@ -149,7 +149,7 @@ def _sums(visit: Any, totals: Any) -> Any:
     return sums
 
 
-# chapters/training_operator.ipynb, cell fn-part
+# chapters/training_operator.ipynb, cell fn-merge
 def _merge() -> Any:
     """Join a part to what came before, (eq-merge); the pivot moves on."""
     @T.inline
