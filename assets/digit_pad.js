@@ -304,7 +304,8 @@
       samples.subarray(784 * i, 784 * (i + 1)), value => value / 255);
     const form = find("form"), details = find("details");
     let strokes = [], pixels = null, folded = null, later = 0;
-    let pen = [140, 140], down = false, timed = false;
+    let pen = [140, 140], down = false, timed = false, note = "";
+    const drawing = new Map();  // the stroke of each finger that is down
 
     const classify = (image, statistics = "population") => {
       if (folded !== statistics)
@@ -326,7 +327,7 @@
         row.lastChild.textContent = percent(share);
       });
       return Number.isNaN(shares[0]) ? "These are not numbers." :
-        `It reads ${order[0]}: ${percent(shares[order[0]])}, then ${
+        `${note}It reads ${order[0]}: ${percent(shares[order[0]])}, then ${
           order[1]}.`;
     };
 
@@ -394,12 +395,15 @@
     const redraw = done => {
       ink();
       if (!strokes.length) return;
+      note = "";
       pixels = raster(strokes, 280);
       show(done);
     };
     const clear = () => {
       strokes = [];
+      drawing.clear();
       down = false;
+      note = "";
       ink();
     };
     const forget = () => {
@@ -413,6 +417,8 @@
         row.lastChild.textContent = "";
       }
       find(".reads").textContent = "Draw a digit.";
+      find(".stages").replaceChildren();
+      find(".difference").textContent = "";
     };
     const say = () => {
       find(".pen").textContent = down ? "The pen is down." : "The pen is up.";
@@ -423,22 +429,38 @@
       return [(event.clientX - box.left) * 280 / box.width,
               (event.clientY - box.top) * 280 / box.height];
     };
+    // Outside the pad there is no ink; a stroke that comes back is a new one
+    const draw = (finger, point) => {
+      if (point.some(value => value < 0 || value > 280)) {
+        drawing.delete(finger);
+        return;
+      }
+      pen = point;
+      if (drawing.has(finger)) drawing.get(finger).push(point);
+      else {
+        drawing.set(finger, [point]);
+        strokes.push(drawing.get(finger));
+      }
+    };
     pad.addEventListener("pointerdown", event => {
       if (event.button) return;
       pad.setPointerCapture(event.pointerId);
       down = false;
-      strokes.push([pen = place(event)]);
+      draw(event.pointerId, place(event));
       redraw(false);
     });
     pad.addEventListener("pointermove", event => {
       if (!pad.hasPointerCapture(event.pointerId)) return;
       const events = event.getCoalescedEvents?.() ?? [];
       for (const each of events.length ? events : [event])
-        strokes.at(-1).push(pen = place(each));
+        draw(event.pointerId, place(each));
       redraw(false);
     });
     for (const end of ["pointerup", "pointercancel"])
-      pad.addEventListener(end, () => redraw(true));
+      pad.addEventListener(end, event => {
+        drawing.delete(event.pointerId);
+        redraw(true);
+      });
     pad.addEventListener("keydown", event => {
       const step = {ArrowLeft: [-10, 0], ArrowRight: [10, 0],
                     ArrowUp: [0, -10], ArrowDown: [0, 10]}[event.key];
@@ -485,7 +507,11 @@
     });
     form.addEventListener("submit", event => event.preventDefault());
     details.addEventListener("toggle", () => {
-      if (!pixels) pixels = sample(digitSamples.labels.lastIndexOf(7));
+      if (!pixels) {
+        if (!details.open) return;
+        pixels = sample(digitSamples.labels.lastIndexOf(7));
+        note = "Nothing is drawn, so here is a test digit. ";
+      }
       show(true);
     });
     new MutationObserver(ink).observe(

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from d2ltvm.checks import check_output
 from d2ltvm.conventions import CONVENTIONS, convert_file, read_facts
 from d2ltvm.leave_mxnet import (effective_params, epsilons, norm_facts,
                                 read_params, read_symbol, to_onnx,
@@ -69,6 +70,9 @@ def _fold(options: argparse.Namespace) -> int:
 def _params(options: argparse.Namespace) -> int:
     """Run `params`."""
     arrays, output = read_params(options.params), options.output
+    for source in options.params, options.symbol:
+        if output and source:
+            check_output('output', output, source)
     facts: dict[str, str] = {}
     if options.symbol:
         steps, _ = read_symbol(options.symbol)
@@ -193,10 +197,12 @@ def _add_convert(commands: Any) -> None:
 def _gpu(options: argparse.Namespace) -> int:
     """Run `gpu`."""
     from d2ltvm.gpu_server import pack_gpu, run_gpu
-    if options.pack:
+    if options.pack is not None:
         size = pack_gpu(options.pack, options.arch)
         _say(f'{size / 1e3:.0f} kB, written to {options.pack}; there: '
              'python run.py')
+    elif options.arch:
+        raise ValueError('expected --pack FOLDER with --arch, got none')
     else:
         run_gpu(options.output, options.repeat)
     return 0

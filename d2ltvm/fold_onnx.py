@@ -872,10 +872,7 @@ def fold_file(source: str | Path, target: str | Path,
     OSError
         If a file cannot be read or written.
     """
-    source, target = Path(source), check_output('target', target)
-    if target.exists() and target.samefile(source):
-        raise ValueError(f'target: expected another file than the source, '
-                         f'got {target}')
+    source, target = Path(source), check_output('target', target, source)
     progress('reading', 0, 1)
     try:
         model, weights, files = _load(source)

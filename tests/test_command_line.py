@@ -39,7 +39,20 @@ def test_help_names_the_commands():
     ran = run('--help')
     assert ran.returncode == 0 and ran.stderr == ''
     assert all(f'\n    {name} ' in ran.stdout
-               for name in ('fold', 'params', 'convert'))
+               for name in ('fold', 'params', 'convert', 'gpu'))
+
+
+@pytest.mark.parametrize(('name', 'words'), [
+    ('fold', ['--dim NAME=LENGTH', '--copy-shared']),
+    ('params', ['--output FILE', '--shape N,3,224,224', '--list']),
+    ('convert', ['--from', '--to', '--count M', '--momentum']),
+    ('gpu', ['--output FILE', '--repeat', '--pack FOLDER', '--arch sm_90'])])
+def test_help_of_a_command(name, words, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main([name, '--help'])
+    said = capsys.readouterr()
+    assert exit_.value.code == 0 and said.err == ''
+    assert all(word in said.out for word in words)
 
 
 def test_fold(model):
@@ -80,11 +93,13 @@ def test_a_bar_after_two_seconds(model, monkeypatch, capsys):
 
 @pytest.mark.parametrize(('arguments', 'message'), [
     (['fold', 'none.onnx', 'x.onnx'], 'none.onnx'),
-    (['fold', 'in.onnx', 'in.onnx'], 'another file than the source'),
+    (['fold', 'in.onnx', 'in.onnx'], 'another file than the one that'),
     (['fold', 'in.onnx', 'nowhere/x.onnx'], 'nowhere'),
     (['fold', 'in.onnx', 'x.onnx', '--dim', 'M=3'], "of axes, ['N'], got"),
     (['params', 'in.onnx'], "expected MXNet's mark"),
     (['params', 'nobody\x1b[31m'], 'nobody\\x1b[31m'),
+    (['gpu', '--arch', 'sm_90'], 'expected --pack FOLDER with --arch'),
+    (['gpu', '--pack', ''], 'expected a new or an empty folder'),
     (['convert', 'in.onnx', '--from', 'pytorch', '--to', 'flax', '-o', 'x'],
      'expected .npz or .safetensors')])
 def test_a_refusal_is_one_line(model, arguments, message):
@@ -122,6 +137,12 @@ def test_params(tmp_path, capsys):
     assert main(['params', files[0]]) == 0
     listed = capsys.readouterr().out
     assert 'gamma float32 (4,)\n' in listed and 'epsilon' not in listed
+    for source in files:  # by another name, it would be replaced
+        link = tmp_path / 'link.npz'
+        link.symlink_to(source)
+        assert main(['params', *files, '-o', str(link)]) == 2
+        assert 'another file than the one' in capsys.readouterr().err
+        link.unlink()
     for ending, load in (('npz', np.load), ('safetensors', load_file)):
         output = tmp_path / f'out.{ending}'
         assert main(['params', *files, '-o', str(output)]) == 0

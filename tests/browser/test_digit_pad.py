@@ -169,6 +169,61 @@ def test_a_finger_draws(visit):
     assert tab.evaluate('scrollY') == top  # the page stays
 
 
+def has_ink(tab, x, y):
+    return tab.locator('.digit-pad .pad').evaluate("""(pad, [x, y]) => {
+      const copy = document.createElement("canvas");
+      const context = copy.getContext("2d", {willReadFrequently: true});
+      context.drawImage(pad, 0, 0);
+      return context.getImageData(x, y, 1, 1).data[3] > 0;
+    }""", [x, y])
+
+
+def test_two_fingers_draw_two_strokes(visit):
+    tab = visit(TITLE, width=390, has_touch=True, is_mobile=True)
+    pad_of(tab)
+    field = tab.locator('.digit-pad .pad')
+    field.scroll_into_view_if_needed()
+    box, finger = field.bounding_box(), tab.context.new_cdp_session(tab)
+    for kind, share in (('touchStart', 0.2), ('touchMove', 0.4),
+                        ('touchMove', 0.8), ('touchEnd', None)):
+        finger.send('Input.dispatchTouchEvent', {
+            'type': kind, 'touchPoints': [] if share is None else [
+                {'x': box['x'] + across * box['width'],
+                 'y': box['y'] + share * box['height'], 'id': i}
+                for i, across in enumerate((0.25, 0.75))]})
+    assert has_ink(tab, 70, 140) and has_ink(tab, 210, 140)
+    assert not has_ink(tab, 140, 140)
+
+
+def test_strokes_that_leave_the_pad_or_are_cleared(visit):
+    tab = visit(TITLE)
+    pad = pad_of(tab)
+    draw(tab, [[(40, 40), (40, 240), (-60, 240), (-60, 20), (200, 20)]])
+    assert has_ink(tab, 40, 140) and has_ink(tab, 150, 20)
+    assert not has_ink(tab, 2, 140)  # there was no ink outside
+    box = pad.locator('.pad').bounding_box()
+    tab.mouse.move(box['x'] + 60, box['y'] + 60)
+    tab.mouse.down()
+    pad.locator('.clear').evaluate('button => button.click()')
+    assert pad.locator('.reads').inner_text() == 'Draw a digit.'
+    tab.mouse.move(box['x'] + 60, box['y'] + 160, steps=4)
+    tab.mouse.up()
+    pad.locator('.reads', has_text='It reads').wait_for()
+
+
+def test_an_empty_pad_says_what_it_reads(visit):
+    tab = visit(TITLE)
+    pad, details = pad_of(tab), tab.locator('.digit-pad summary')
+    reads = pad.locator('.reads')
+    details.click()
+    pad.locator('.reads', has_text='a test digit. It reads 7').wait_for()
+    assert pad.locator('.stages svg').count() == 6
+    pad.locator('.clear').click()
+    details.click()
+    assert reads.inner_text() == 'Draw a digit.'
+    assert pad.locator('.stages svg').count() == 0
+
+
 def test_keys_alone(visit):
     tab = visit(TITLE)
     pad, field = pad_of(tab), tab.locator('.digit-pad .pad')
@@ -322,6 +377,28 @@ def test_it_works_from_a_file(chromium, book, page):
     context.close()
 
 
+def test_a_digit_is_drawn_and_read_in_firefox(fox, book, images, native):
+    fox.go((BOOK / CHAPTER).as_uri())
+    pad = 'document.querySelector("figure.digit-pad")'
+    fox.wait(f'{pad}.matches("[data-live]")')
+    for digit in 3, 4:  # one stroke, and two
+        fox.click(f'{pad}.querySelector(".clear")')
+        for stroke in DIGITS[digit]:
+            fox.drag(f'{pad}.querySelector(".pad")',
+                     np.array(stroke) / 280)
+        fox.wait(f'{pad}.querySelector(".reads").textContent.startsWith('
+                 f'"It reads {digit}")')
+    shares = json.loads(fox.evaluate(
+        f'JSON.stringify([...{pad}.querySelectorAll(".bars .share")].map('
+        'share => parseFloat(share.textContent)))'))
+    assert np.argmax(shares) == 4
+    assert sum(shares) == pytest.approx(100, abs=0.6)
+    logits = json.loads(fox.evaluate(
+        f'JSON.stringify(({LOGITS})({json.dumps(images[:20].tolist())}))'))
+    assert_allclose(logits, native[:20], atol=1e-5 * abs(native).max())
+    assert {url.partition(':')[0] for url in fox.asked} <= {'file', 'data'}
+
+
 def test_a_browser_without_it_gets_a_sentence(visit):
     tab = visit(CHAPTER, java_script_enabled=False)
     for name in 'pad', 'timing':
@@ -352,25 +429,3 @@ def test_pages_without_a_pad_do_not_load_it(visit):
     tab = visit('chapters/theory.html')
     assert tab.locator('script[src*=digit]').count() == 0
     assert tab.evaluate('typeof digitNetwork') == 'undefined'
-def test_a_digit_is_drawn_and_read_in_firefox(fox, book, images, native):
-    fox.go((BOOK / CHAPTER).as_uri())
-    pad = 'document.querySelector("figure.digit-pad")'
-    fox.wait(f'{pad}.matches("[data-live]")')
-    for digit in 3, 4:  # one stroke, and two
-        fox.click(f'{pad}.querySelector(".clear")')
-        for stroke in DIGITS[digit]:
-            fox.drag(f'{pad}.querySelector(".pad")',
-                     np.array(stroke) / 280)
-        fox.wait(f'{pad}.querySelector(".reads").textContent.startsWith('
-                 f'"It reads {digit}")')
-    shares = json.loads(fox.evaluate(
-        f'JSON.stringify([...{pad}.querySelectorAll(".bars .share")].map('
-        'share => parseFloat(share.textContent)))'))
-    assert np.argmax(shares) == 4
-    assert sum(shares) == pytest.approx(100, abs=0.6)
-    logits = json.loads(fox.evaluate(
-        f'JSON.stringify(({LOGITS})({json.dumps(images[:20].tolist())}))'))
-    assert_allclose(logits, native[:20], atol=1e-5 * abs(native).max())
-    assert {url.partition(':')[0] for url in fox.asked} <= {'file', 'data'}
-
-
