@@ -31,11 +31,11 @@ pdf: package
 	$(python) tools/pdf.py
 
 # More processes than cores, since half of the time they wait; threads that
-# wait do not spin, because others need the cores. A file stays with one
-# process, as a notebook must.
+# wait do not spin, because others need the cores, and NumPy has one, for its
+# own would. A file stays with one process, as a notebook must.
 processes := $(shell echo $$(($$(nproc) * 3 / 2)))
 pytest = OMP_WAIT_POLICY=passive TVM_THREAD_POOL_SPIN_COUNT=0 \
-    $(python) -m pytest -n $(processes) --maxprocesses 8 --dist loadfile
+    OPENBLAS_NUM_THREADS=1 $(python) -m pytest -n $(processes) --maxprocesses 8 --dist loadfile
 nbval = --nbval --nbval-current-env --nbval-cell-timeout=800 \
     --nbval-sanitize-with tests/drawings.cfg \
     -p no:cacheprovider
