@@ -99,7 +99,7 @@ bench-keep: package
 	$(python) benchmarks/run.py --keep
 	env -u D2LTVM_SHORT $(python) tools/execute.py \
 	    $(patsubst %,chapters/%.ipynb,measurements cpu_schedule \
-	    network_schedule training_operator interactive)
+	    network_schedule training_operator interactive webassembly)
 
 # A Python that was named is looked at each time
 ifdef PYTHON

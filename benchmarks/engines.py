@@ -602,20 +602,24 @@ class ONNXRuntime(Engine):
         import onnxruntime
         self.onnx, self.ort = onnx, onnxruntime
 
-    def form(self, nodes, given, X, out):
-        """Bind a graph from X to Y: the only form."""
-        helper, ort = self.onnx.helper, self.ort
+    def model(self, nodes, given, X, out):
+        """The bytes of a model from X to Y."""
+        helper = self.onnx.helper
         info = [helper.make_tensor_value_info(name, 1, array.shape)
                 for name, array in (('X', X), ('Y', out))]
         graph = helper.make_graph(
             nodes, 'graph', info[:1], info[1:], [
                 self.onnx.numpy_helper.from_array(array, name)
                 for name, array in given.items()])
-        model = helper.make_model(graph, ir_version=10, opset_imports=[
-            helper.make_opsetid('', 15)])
+        return helper.make_model(graph, ir_version=10, opset_imports=[
+            helper.make_opsetid('', 15)]).SerializeToString()
+
+    def form(self, model, X, out):
+        """Bind the bytes of a model: the only form."""
+        ort = self.ort
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
-        session = ort.InferenceSession(model.SerializeToString(), options,
+        session = ort.InferenceSession(model, options,
                                        ['CPUExecutionProvider'])
         X, out = map(ort.OrtValue.ortvalue_from_numpy, (X, out))
         binding = session.io_binding()
@@ -624,13 +628,17 @@ class ONNXRuntime(Engine):
         return {'': (lambda: session.run_with_iobinding(binding),
                      lambda: {'Y': out.numpy()})}
 
-    def inference(self, X, mean, var, gamma, beta):
+    def operator_model(self, X, mean, var, gamma, beta):
         given = {'gamma': gamma, 'beta': beta, 'mean': mean, 'var': var}
         node = self.onnx.helper.make_node(
             'BatchNormalization', ['X', *given], ['Y'], epsilon=EPS)
-        return {'call': self.form([node], given, X, blank(X))}
+        return self.model([node], given, X, X)
 
-    def graph(self, X, layers, norms):
+    def inference(self, X, **arrays):
+        model = self.operator_model(X, **arrays)
+        return {'call': self.form(model, X, blank(X))}
+
+    def network_model(self, X, layers, norms):
         nodes, last, given = [], 'X', {}
 
         def add(kind, *arrays, output=None, **attributes):
@@ -655,8 +663,15 @@ class ONNXRuntime(Engine):
                 add('Relu')
             if W.ndim == 4:
                 add('AveragePool', kernel_shape=[2, 2], strides=[2, 2])
-        out = np.full((len(X), len(layers[3][1])), np.nan, 'float32')
-        return self.form(nodes, given, X, aligned(out))
+        return self.model(nodes, given, X, self.logits(X, layers))
+
+    def logits(self, X, layers):
+        return aligned(np.full((len(X), len(layers[3][1])), np.nan,
+                               'float32'))
+
+    def graph(self, X, layers, norms):
+        return self.form(self.network_model(X, layers, norms), X,
+                         self.logits(X, layers))
 
     def network(self, X, **arrays):
         made = super().network(X, **arrays)

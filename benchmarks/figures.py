@@ -65,12 +65,11 @@ def draw_cases(result):
     return figure
 
 
-def draw_times(result):
+def draw_medians(ax, times, title):
     """Draw the median of each function, with its quartiles."""
-    names = list(result['times'])
-    low, median, high = ([1e3 * t[i] for t in result['times'].values()]
+    names = list(times)
+    low, median, high = ([1e3 * t[i] for t in times.values()]
                          for i in range(3))
-    figure, ax = plt.subplots(figsize=(5.6, 0.9 + 0.35 * len(names)))
     spread = [[m - a for a, m in zip(low, median, strict=True)],
               [b - m for m, b in zip(median, high, strict=True)]]
     ax.errorbar(median, names, xerr=spread, fmt='o', color='#0072B2',
@@ -81,14 +80,35 @@ def draw_times(result):
         ax.set(xscale='log')
     else:
         ax.set(xlim=(0, 1.1 * max(high)))
-    ax.set(xlabel='milliseconds', title=result['title'])
+    ax.set(xlabel='milliseconds', title=title)
+
+
+def draw_times(result):
+    """One panel, for a suite of functions."""
+    figure, ax = plt.subplots(figsize=(5.6, 0.9 + 0.35 * len(result['times'])))
+    draw_medians(ax, result['times'], result['title'])
+    return figure
+
+
+def draw_parts(result):
+    """A panel for each part of a suite that has no shapes to compare."""
+    counts = [len(case['times']) for case in result['cases']]
+    figure, panels = plt.subplots(
+        len(counts), figsize=(5.6, sum(0.9 + 0.35 * n for n in counts)),
+        height_ratios=counts, squeeze=False)
+    for ax, case in zip(panels[:, 0], result['cases'], strict=True):
+        draw_medians(ax, case['times'], case['part'])
     return figure
 
 
 def draw(result):
     """Draw the results of one suite; returns the figure."""
     with plt.style.context('d2ltvm.book'):
-        return (draw_cases if 'cases' in result else draw_times)(result)
+        if 'cases' not in result:
+            return draw_times(result)
+        parts = [case['part'] for case in result['cases']]
+        alone = len(parts) > 1 and len(set(parts)) == len(parts)
+        return (draw_parts if alone else draw_cases)(result)
 
 
 def save(result, path):

@@ -27,6 +27,10 @@ ROUNDS, SECONDS = 15, 0.012  # of a turn
 PAUSE = 0.01  # seconds; threads of the engine before go to sleep
 
 
+class NotMeasured(Exception):
+    """A suite lacks what it measures; the message says what."""
+
+
 def threads():
     """As many as cores that this process may use."""
     return len(os.sched_getaffinity(0))
