@@ -16,7 +16,6 @@ import livecells_runner
 import nbformat
 import nbformat.v4
 import pytest
-import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 NOWHERE = 'http://127.0.0.1:9/'  # where nobody answers
@@ -148,29 +147,6 @@ def test_without_npm_and_network_an_error_names_the_address(own):
     with pytest.raises(OSError, match=f'{NOWHERE}.*cannot be loaded'):
         livecells.sources()
     assert not stored()
-
-
-def test_without_its_sources_the_book_is_built_and_says_so(tmp_path):
-    config = yaml.safe_load((ROOT / '_config.yml').read_text())
-    del config['bibtex_bibfiles']
-    (tmp_path / '_config.yml').write_text(yaml.safe_dump(config))
-    (tmp_path / '_toc.yml').write_text('format: jb-book\nroot: page\n')
-    for name in ('_ext', 'assets'):
-        (tmp_path / name).symlink_to(ROOT / name)
-    nbformat.write(nbformat.v4.new_notebook(cells=[
-        nbformat.v4.new_markdown_cell('# Page'),
-        nbformat.v4.new_code_cell('6 * 7', metadata={'tags': ['live']})],
-        metadata={'kernelspec': {'name': 'python3', 'display_name': 'P'}}),
-        tmp_path / 'page.ipynb')
-    ran = subprocess.run(
-        [Path(sys.executable).with_name('jupyter-book'), 'build', tmp_path],
-        check=True, capture_output=True, text=True,
-        env={**os.environ, 'D2LTVM_PYODIDE': str(tmp_path / 'no')})
-    assert ('No code runs in the pages of this book: D2LTVM_PYODIDE: there is '
-            f'no folder {tmp_path}/no') in ran.stdout
-    page = (tmp_path / '_build/html/page.html').read_text()
-    assert 'tag_live' in page and 'livecells.js' not in page
-    assert not (tmp_path / '_build/html/_static/python').exists()
 
 
 def test_licences_are_those_of_what_is_shipped():
