@@ -22,6 +22,7 @@ import figures
 import run
 import side_by_side
 import worker
+from soak import later
 
 ROOT = Path(__file__).resolve().parent.parent
 FAKE = textwrap.dedent('''
@@ -421,8 +422,10 @@ def test_suites_of_functions_keep_their_format(tmp_path):
     assert set(bench_import.MODULES) >= {'tvm', 'mxnet'}
 
 
-def test_mxnet_can_be_imported_for_its_time():
-    assert bench_import.seconds('mxnet') > 0
+@pytest.mark.parametrize('name', ['numpy', later('mxnet')])
+def test_a_package_can_be_imported_for_its_time(name):
+    """MXNet with our help."""
+    assert bench_import.seconds(name) > 0
 
 
 def test_exact_network_is_that_of_the_definition():
