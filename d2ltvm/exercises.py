@@ -38,6 +38,8 @@ class Exercise(NamedTuple):
         Relative to the largest number of an output plus 1.
     draw : callable or None
         Takes a generator and makes the inputs, if shapes do not suffice.
+    dtype : str
+        Of the first output, where it matters; else empty.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Exercise(NamedTuple):
     wrong: tuple[tuple[str, Callable[..., Any]], ...]
     tolerance: float = 1e-9
     draw: Callable[[np.random.Generator], tuple[Any, ...]] | None = None
+    dtype: str = ''
 
 
 # chapters/exercises.ipynb, cell fn-samples
@@ -63,9 +66,10 @@ def _number(name: str, rng: np.random.Generator) -> Any:
     """A number for an argument without a shape."""
     if name == 'training':
         return bool(rng.integers(2))
-    if name in ('count', 'n', 'groups'):
-        return int(rng.integers(1, 3) if name == 'groups' else
-                   rng.integers(2, 15))
+    if name in ('count', 'n'):
+        return int(rng.integers(2, 15))
+    if name == 'first':
+        return float(rng.integers(-9, 10) / 4)
     choice = [1e-5, 0.1, 1.0] if name == 'eps' else [0.9, 0.75, 0.5, 0.125]
     return float(rng.choice(choice))
 
@@ -87,10 +91,9 @@ def _samples(exercise: Exercise, seed: int) -> list[dict[str, Any]]:
     """Inputs by name, the smallest first."""
     rng, samples = np.random.default_rng(seed), []
     for i in range(36):
-        most = 2 + i // 6
-        length = {letter: int(rng.integers(1 + (letter == 'N'), most + 1))
-                  for letter in 'NFOIHWK'}
-        length['C'] = 2 * int(rng.integers(1, 1 + most // 2))
+        least, most = (9, 13) if i == 34 else (1, 2 + i // 6)
+        length = {letter: int(rng.integers(max(least, 1 + (letter == 'N')),
+                                           most + 1)) for letter in 'NCFOIHW'}
         drawn = exercise.draw(rng) if exercise.draw else [
             _array(shape, length, rng, i % 6 == 5) if shape
             else _number(name, rng) for name, shape in _parts(exercise.inputs)]
@@ -146,10 +149,10 @@ def _show(values: dict[str, Any], before: str = '') -> list[str]:
     """Lines with names and values."""
     lines = []
     for name, value in values.items():
-        start = f'{before}{name} = '
-        lines.append(start + np.array2string(
-            np.asarray(value), precision=6, separator=', ', threshold=60,
-            prefix=start))
+        start, value = f'{before}{name} = ', np.asarray(value)
+        lines.append(start + (np.array2string(
+            value, precision=6, separator=', ', threshold=60, prefix=start)
+            if value.size else f'[] of shape {value.shape}'))
     return lines
 
 
@@ -171,34 +174,46 @@ def _text(report: 'Report') -> str:
 
 
 # chapters/exercises.ipynb, cell fn-answer
-def _close(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
+def _close(got: np.ndarray, right: np.ndarray, tolerance: float) -> bool:
     """One shape, and equal numbers but for rounding; NaN equals NaN."""
-    if a.shape != b.shape:
+    if got.shape != right.shape:
         return False
-    a, b = a.astype('float64'), b.astype('float64')
-    largest = abs(b[np.isfinite(b)]).max(initial=0)
-    return np.allclose(a, b, 0, tolerance * (1 + largest), equal_nan=True)
+    if got.dtype == np.float32:
+        tolerance = max(tolerance, 1e-5)
+    right = right.astype('float64')
+    largest = abs(right[np.isfinite(right)]).max(initial=0)
+    return np.allclose(got.astype('float64'), right, 0,
+                       tolerance * (1 + largest), equal_nan=True)
+
+
+# chapters/exercises.ipynb, cell fn-answer
+def _numbers(name: str, value: Any) -> np.ndarray:
+    """Real numbers as an array, whatever holds them; refuses others."""
+    try:
+        array = (np.frombuffer(value, 'uint8')
+                 if isinstance(value, bytes | bytearray) else np.array(value))
+    except ValueError as error:
+        raise TypeError(f'{name} is no array: {error}') from None
+    if array.dtype.kind not in 'biuf':
+        form = (f'has dtype {array.dtype}' if hasattr(value, 'dtype') else
+                f'is of type {type(value).__name__}')
+        raise TypeError(f'{name} {form}, expected real numbers')
+    return array
 
 
 # chapters/exercises.ipynb, cell fn-answer
 def _named(exercise: Exercise, answer: Any) -> dict[str, np.ndarray]:
     """What a function returned, by name; refuses what are no numbers."""
-    values = answer if isinstance(answer, tuple) else (answer,)
     names = [name for name, _ in _parts(exercise.outputs)]
+    unpack = isinstance(answer, tuple) or (len(names) > 1 and (
+        isinstance(answer, list) or np.ndim(answer) > 1))
+    values = tuple(answer) if unpack else (answer,)
     if len(values) != len(names):
-        raise TypeError(f'it returns {len(values)} values, expected '
+        raise TypeError(f'it returns {len(values)} value'
+                        f'{"s" * (len(values) != 1)}, expected '
                         f'{len(names)}: {", ".join(names)}')
-    arrays = {}
-    for name, value in zip(names, values, strict=True):
-        if not isinstance(value, np.ndarray | np.number | float | int | bytes):
-            raise TypeError(f'{name} is of type {type(value).__name__}, '
-                            'expected an array of NumPy or a number')
-        arrays[name] = (np.frombuffer(value, 'uint8')
-                        if isinstance(value, bytes) else np.array(value))
-        if arrays[name].dtype.kind not in 'biuf':
-            raise TypeError(f'{name} has dtype {arrays[name].dtype}, '
-                            'expected real numbers')
-    return arrays
+    return {name: _numbers(name, value)
+            for name, value in zip(names, values, strict=True)}
 
 
 # chapters/exercises.ipynb, cell fn-answer
@@ -206,58 +221,70 @@ def _run(exercise: Exercise, f: Callable[..., Any], sample: dict[str, Any]
          ) -> dict[str, np.ndarray]:
     """The outputs of `f`, which gets copies, by name."""
     with warnings.catch_warnings(action='ignore'):
-        return _named(exercise, f(*copy.deepcopy(sample).values()))
+        return _named(exercise, f(*map(copy.copy, sample.values())))
 
 
 # chapters/exercises.ipynb, cell fn-compare
-def _compare(got: np.ndarray, right: np.ndarray, tolerance: float
-             ) -> tuple[tuple[bool, bool, float], str]:
+def _compare(got: np.ndarray, right: np.ndarray, tolerance: float,
+             dtype: str = '') -> tuple[tuple[bool, bool, float], str]:
     """Exact, approximate, largest difference; and a complaint or ''."""
+    if got.shape != right.shape:
+        return (False, False, np.nan), (f'has shape {got.shape}, expected '
+                                        f'{right.shape}')
     exact = np.array_equal(got, right, equal_nan=True)
     close = _close(got, right, tolerance)
     with np.errstate(invalid='ignore'):  # inf - inf
-        apart = (np.where(np.isnan(got) & np.isnan(right), 0,
-                          abs(got.astype('float64') - right))
-                 if got.shape == right.shape else np.array(np.nan))
-    largest = 0.0 if exact else float(apart.max(initial=0))
-    if got.shape != right.shape:
-        complaints = [f'has shape {got.shape}, expected {right.shape}']
-    else:
-        missing = np.isnan(got) & ~np.isnan(right)
-        complaints = ['is NaN where a number is expected' if missing.any()
-                      else 'is off'] * (not close)
-        if got.dtype != right.dtype:
-            complaints.append(f'has dtype {got.dtype}, expected '
-                              f'{right.dtype}')
-    return (exact, close, largest), ' and '.join(complaints)
+        apart = np.where(np.isnan(got) & np.isnan(right), 0,
+                         abs(got.astype('float64') - right))
+    complaint = ''
+    if (np.isnan(got) & ~np.isnan(right)).any():
+        complaint = 'is NaN where a number is expected'
+    elif not close:
+        complaint = 'is off' + f' (in {got.dtype})' * (
+            got.dtype in ('float16', 'float32'))
+    elif got.dtype != (dtype or got.dtype):
+        complaint = (f'has the right values, but dtype {got.dtype}; asked '
+                     f'for is {dtype}')
+    return (exact, close, 0.0 if exact else float(apart.max(initial=0))
+            ), complaint
 
 
 # chapters/exercises.ipynb, cell fn-diagnose
 def _diagnose(exercise: Exercise, samples: list[dict[str, Any]],
               answers: list[dict[str, np.ndarray]]) -> str:
     """The faults which reproduce a wrong output on all samples."""
-    def same(name: str, f: Callable[..., Any], factor: int = 1) -> bool:
-        return all(_close(factor * answer[name].astype('float64'),
-                          _run(exercise, f, sample)[name], exercise.tolerance)
-                   for sample, answer in zip(samples, answers, strict=True))
+    @functools.cache
+    def outputs(f: Callable[..., Any], i: int) -> dict[str, np.ndarray]:
+        return _run(exercise, f, samples[i])
 
-    found = []
+    def same(name: str, f: Callable[..., Any], other: str = '',
+             sign: int = 1) -> bool:
+        return all(_close(answer[name], sign * outputs(f, i)[
+            other or name].astype('float64'), exercise.tolerance)
+            for i, answer in enumerate(answers))
+
+    right, found = exercise.right, dict[str, list[str]]()
     for name in answers[0]:
-        if not same(name, exercise.right):
+        if not same(name, right):
             known = [fault for fault, variant in exercise.wrong
                      if same(name, variant)]
-            if same(name, exercise.right, -1):
-                known.append('sign')
-            found += [f'{name}: {FAULTS[fault]}' for fault in known[:1]]
-    return '; '.join(found)
+            known += ['sign'] * same(name, right, sign=-1)
+            known += ['order'] * any(same(name, right, other)
+                                     for other in answers[0])
+            for fault in known[:1]:
+                found.setdefault(fault, []).append(name)
+    return '; '.join(f'{", ".join(names)}: {FAULTS[fault]}'
+                     for fault, names in found.items())
 
 
 # chapters/exercises.ipynb, cell fn-judge
 def _judge(exercise: Exercise, f: Callable[..., Any],
            sample: dict[str, Any]) -> Report:
     """The report on a single sample, without a diagnosis."""
-    expected, given = _run(exercise, exercise.right, sample), copy.deepcopy(
-        sample)
+    expected = _run(exercise, exercise.right, sample)
+    given = {key: copy.copy(value) for key, value in sample.items()}
+    outputs: dict[str, tuple[bool, bool, float]] = {}
+    complaints = []
     try:
         with warnings.catch_warnings(action='ignore'):
             answer = f(*given.values())
@@ -269,14 +296,14 @@ def _judge(exercise: Exercise, f: Callable[..., Any],
     except TypeError as error:
         return Report(exercise.name, False, {}, str(error), '', sample,
                       expected)
-    outputs, complaints = {}, []
     for key, right in expected.items():
-        outputs[key], complaint = _compare(got[key], right,
-                                           exercise.tolerance)
+        outputs[key], complaint = _compare(
+            got[key], right, exercise.tolerance,
+            '' if outputs else exercise.dtype)
         complaints += [f'{key} {complaint}'] * bool(complaint)
     complaints += [f'it changes its argument {key}; work on a copy'
                    for key, value in sample.items()
-                   if not np.array_equal(value, given[key])]
+                   if not np.array_equal(value, given[key], True)]
     return Report(exercise.name, not complaints, outputs,
                   '; '.join(complaints), '', sample, expected, got)
 
@@ -291,7 +318,9 @@ def check(name: str, f: Callable[..., Any], seed: int = 0) -> Report:
         Of the exercise; `task` tells what it asks.
     f : callable
         The answer. It is called with 36 random inputs, the smallest first,
-        and gets copies of them.
+        and gets copies of them. Its values count: they may come in a list,
+        as a stacked array, or in another dtype, if `task` names none; what
+        comes in float32 has a tolerance of 1e-5 at least.
     seed : int
         From 0 on; another one draws other inputs.
 
@@ -335,63 +364,89 @@ FAULTS = {
     'beta-scaled': 'gamma multiplies beta, too',
     'between': 'the variance of the means is missing; the mean of the '
                'variances is too small',
-    'bias': 'the bias b is not scaled, or forgotten',
+    'bias': 'the bias b is forgotten',
+    'bias-unscaled': 'the bias b is not scaled',
     'border': 'zero is the border of the normalized values, not of X',
     'cancel': 'the mean of the squares minus the square of the mean: two '
               'large numbers, whose difference is rounding',
     'channel-sum': 'gamma stands in front of the sum; it differs from value '
                    'to value of an example and belongs into the sum',
     'constant-eps': 'epsilon is 0.00001, whatever was passed',
+    'columns': 'there is one step for each column, and each row should have '
+               'its own',
     'count': 'the new value is not counted: there are n + 1 now',
     'deviation': 'it is the standard deviation, not the variance',
     'divisor': 'the divisor is m - 1 where it should be m',
+    'dmean-unused': 'dmean is an argument of its own: take it, not the sum '
+                    'of dc',
     'each-example': 'each example is normalized by itself',
     'earlier': 'one step too few',
     'eps-outside': 'epsilon stands outside of the root',
     'exponent': 'the derivative of v ** (-1/2) has the exponent -3/2',
+    'first-ignored': 'the first share counts as 1, whatever was passed',
     'float16-result': 'it is rounded to float16',
     'float16': 'the numbers are added in float16',
+    'gamma-abs': 'gamma counts with its sign, which may be negative',
     'gamma-beta': 'gamma and beta have changed places',
+    'group-size': 'groups is taken for the number of channels in a group',
     'half': 'a factor 1/2 is missing',
     'held': 'the mean and the variance are held constant; both depend on X',
-    'interleaved': 'neighbours share a group; here every second channel does',
+    'interleaved': 'neighbours belong into one part; your code deals them out '
+                   'in turn',
     'later': 'one step too many',
     'levels': 'the largest weight becomes 128, which int8 does not have',
     'little-endian': 'the least significant byte comes first',
-    'm-forgotten': 'the divisor m is missing',
+    'm-forgotten': 'a sum stands where a mean should: its divisor is missing',
     'mean-for-sum': 'it is a mean, and should be the sum',
     'mean-path': 'the path through the mean is missing',
+    'mean-sign': 'the path through the mean has the wrong sign',
     'mean-subtracted': 'the mean is subtracted, which RMS normalization '
                        'does not do',
+    'mean-unscaled': 'the mean is not scaled as X is',
     'minimum': 'the smaller of the two shares is taken, not the larger one',
-    'momentum': 'momentum is turned round: here it is the share of the old '
-                'value that is kept',
+    'momentum': 'momentum is turned round: your code keeps 1 - momentum of '
+                'the old value; this exercise asks to keep momentum',
     'moving-in-training': 'in training the moving statistics normalize, and '
                           'those of the batch should',
+    'nan-times-0': 'the padding is multiplied by 0, which leaves NaN where it '
+                   'is NaN',
     'new-twice': 'M2 grows by the square of the distance from the new mean',
+    'never-updated': 'the moving statistics are not updated in training',
+    'no-abs': 'the largest weight of a row by size may be a negative one',
+    'no-affine': 'gamma and beta are forgotten',
     'no-beta': 'beta is forgotten',
+    'no-deviation': 'the deviation is forgotten',
     'no-eps': 'epsilon is missing',
+    'no-floor': 'it falls below least',
     'no-gamma': 'gamma is forgotten',
     'not-centred': 'the mean is not subtracted',
     'old-twice': 'M2 grows by the square of the distance from the old mean',
+    'not-whole': 'a number of batches is whole: the next one up is asked',
+    'one-byte': 'a size above 255 needs more than its last byte',
+    'order': 'it is the right value of another result: their order is wrong',
     'padding': 'the padding is counted',
+    'part-number': 'n is taken for the number of the parts; it is their size',
     'pixels': 'm counts the examples, and forgets the pixels of each',
-    'root': 'the root is missing: it divides by the variance',
+    'remainder': 'the last part, which is shorter, is left as it was',
+    'root': 'the root is missing in the divisor',
     'root-held': 'the root mean square is held constant; it depends on X',
-    'shift': 'the shift of the normalization is forgotten',
+    'shift': 'the shift of the normalization, beta - mean * scale, is '
+             'forgotten',
+    'shift-scaled': 'the shift goes through the scaled W; it should go '
+                    'through the W that was passed',
     'sign': 'the sign is turned round',
     'start': 'the first value is not taken out',
-    'stored-biased': 'the moving variance takes in the biased variance; '
-                     'here it stores the unbiased one',
-    'stored-unbiased': 'the moving variance takes in the unbiased variance; '
-                       'here it stores the biased one',
+    'stored-biased': 'your code stores the biased variance; this exercise '
+                     'asks for the unbiased one',
+    'stored-unbiased': 'your code stores the unbiased variance; this exercise '
+                       'asks for the biased one',
     'tensor-step': 'there is one step for all; each output channel should '
                    'have its own',
     'to-biased': 'the factor is turned round: the unbiased variance is the '
                  'larger one',
     'truncated': 'the quotient is cut off towards zero, not rounded',
-    'turned-new': 'momentum is turned round: here it is the share of the '
-                  'new value',
+    'turned-new': 'momentum is turned round: your code keeps momentum of the '
+                  'old value; this exercise asks to keep 1 - momentum',
     'two': 'the factor 2 of the derivative of a square is missing',
     'unbiased': 'the variance is the unbiased one, divided by m - 1; asked '
                 'is the biased one, divided by m',
@@ -399,6 +454,7 @@ FAULTS = {
     'unweighted-rest': 'the weights of the batches do not add up to 1 yet',
     'updated-in-evaluation': 'the moving statistics are updated in evaluation',
     'var-path': 'the path through the variance is missing',
+    'var-sign': 'the path through the variance has the wrong sign',
     'whole-batch': 'the whole batch shares its statistics; each part should '
                    'have its own',
 }
@@ -432,10 +488,11 @@ def _line(g: Any, b: Any, mean: Any, var: Any, eps: float,
 
 
 # chapters/exercises.ipynb, cell fn-parts
-def _eps_faults(f: Callable[..., Any]
+def _root_faults(f: Callable[..., Any]
                 ) -> tuple[tuple[str, Callable[..., Any]], ...]:
-    """What can go wrong with epsilon, the last argument of `f`."""
-    return (('no-eps', lambda *a: f(*a[:-1], 0.0)),
+    """What can go wrong with the divisor; eps is the last argument of `f`."""
+    return (('root', functools.partial(f, root=np.add)),
+            ('no-eps', lambda *a: f(*a[:-1], 0.0)),
             ('constant-eps', lambda *a: f(*a[:-1], 1e-5)),
             ('eps-outside', functools.partial(f, root=_outside)))
 
@@ -443,13 +500,26 @@ def _eps_faults(f: Callable[..., Any]
 # chapters/exercises.ipynb, cell fn-parts
 def _gradient(dY: Any, X: Any, gamma: Any, eps: float, axis: Any = 0,
               root: Callable[..., Any] = _inside, mean: float = 1,
-              var: float = 1, ddof: int = 0) -> Any:
+              var: float = 1, ddof: int = 0, m: float | None = None) -> Any:
     """Gradient by X of `_normal` times gamma; paths can be left out."""
     X_hat, h = _normal(X, eps, axis, ddof, root), gamma * dY
-    m = X.size / X.mean(axis).size - ddof
+    m = m or X.size / X.mean(axis).size - ddof
     rho = 1 / root(X.var(axis, ddof=ddof, keepdims=True), eps)
     return rho * (h - mean * h.sum(axis, keepdims=True) / m
                   - var * X_hat * (h * X_hat).sum(axis, keepdims=True) / m)
+
+
+# chapters/exercises.ipynb, cell fn-parts
+def _path_faults(f: Callable[..., Any]
+                 ) -> tuple[tuple[str, Callable[..., Any]], ...]:
+    """What can go wrong with the paths of a gradient."""
+    partial = functools.partial
+    return (('held', partial(f, mean=0, var=0)),
+            ('mean-path', partial(f, mean=0)),
+            ('var-path', partial(f, var=0)),
+            ('mean-sign', partial(f, mean=-1)),
+            ('var-sign', partial(f, var=-1)),
+            ('m-forgotten', partial(f, m=1)))
 
 
 # chapters/exercises.ipynb, cell fn-parts
@@ -462,10 +532,20 @@ def _channels(a: np.ndarray) -> np.ndarray:
 def _statistics() -> list[Exercise]:
     """Statistics, in the order of the book."""
     def in_float32(rng: np.random.Generator) -> tuple[Any, ...]:
-        return (rng.normal(3000, 1, (256, 2)).astype('float32'),)
+        N, F = rng.integers(100, 300), rng.integers(2, 4)
+        offset = rng.uniform(1500, 6000, F) * rng.choice([-1, 1], F)
+        return (rng.normal(offset, rng.uniform(0.5, 2, F), (N, F)
+                           ).astype('float32'),)
 
     def in_float16(rng: np.random.Generator) -> tuple[Any, ...]:
-        return (rng.normal(8, 1, (2000, 2)).astype('float16'),)
+        N, F = rng.integers(1000, 3000), rng.integers(1, 4)
+        return (rng.normal(rng.uniform(-9, 9, F), 1, (N, F)
+                           ).astype('float16'),)
+
+    def sizes(rng: np.random.Generator) -> tuple[Any, ...]:
+        N, F = rng.integers(1, 7, 2)
+        return (rng.integers(1, 20, N), rng.integers(-9, 10, (N, F)) / 4,
+                rng.integers(0, 10, (N, F)) / 4)
 
     def welford(n: int, mean: Any, M2: Any, x: Any, first: int = 0,
                 second: int = 1) -> tuple[Any, ...]:
@@ -486,7 +566,10 @@ def _statistics() -> list[Exercise]:
             'Mean and biased variance of each feature over the batch.',
             'X:NF', 'mean:F var:F', lambda X: (X.mean(0), X.var(0)),
             (('axes', lambda X: (X.mean(1), X.var(1))),
+             ('axes', lambda X: (X[0] * 0 + X.mean(), X[0] * 0 + X.var())),
              ('unbiased', lambda X: (X.mean(0), X.var(0, ddof=1))),
+             ('m-forgotten', lambda X: (X.sum(0), X.var(0) * len(X))),
+             ('not-centred', lambda X: (X.mean(0), (X ** 2).mean(0))),
              ('deviation', lambda X: (X.mean(0), X.std(0))))),
         Exercise(
             'channel-statistics', 'theory',
@@ -495,19 +578,21 @@ def _statistics() -> list[Exercise]:
             lambda X: (X.mean((0, 2, 3)), X.var((0, 2, 3))),
             (('between', lambda X: (X.mean((0, 2, 3)),
                                     X.var((2, 3)).mean(0))),
+             ('between', lambda X: (X.mean((0, 2, 3)),
+                                    X.var(0).mean((1, 2)))),
              ('axes', lambda X: (X.mean(0), X.var(0))),
              ('unbiased', lambda X: (X.mean((0, 2, 3)),
                                      X.var((0, 2, 3), ddof=1))))),
         Exercise(
             'shifted-variance', 'theory',
             'Biased variance of each column of float32 numbers far from 0, '
-            'to four digits, computed in float32.', 'X:NF', 'var:F',
+            'computed in float32.', 'X:NF', 'var:F',
             lambda X: X.var(0, 'float64').astype('float32'),
             (('cancel', lambda X: (X ** 2).mean(0) - X.mean(0) ** 2),),
-            1e-3, in_float32),
+            1e-3, in_float32, 'float32'),
         Exercise(
             'half-mean', 'practice',
-            'Mean of each column of many float16 numbers, as float32.',
+            'Mean of each column of many float16 numbers, to five digits.',
             'X:NF', 'mean:F', lambda X: X.mean(0, 'float32'),
             (('float16', lambda X: X.sum(0, 'float16') / np.float16(len(X))),
              ('float16', lambda X: np.add.reduce(X) / len(X)),
@@ -523,11 +608,14 @@ def _statistics() -> list[Exercise]:
              ('count', lambda n, mean, M2, x: welford(n - 1, mean, M2, x)))),
         Exercise(
             'population', 'theory',
-            'Mean and biased variance of everything, from those of N parts '
-            'with count values each.', 'count:+N mean:NF var:+NF',
+            'Mean and biased variance of everything, from those of N parts; '
+            'part i has count[i] values.', 'count:+N mean:NF var:+NF',
             'mean:F var:F', merge,
             (('between', functools.partial(merge, between=False)),
-             ('unweighted', functools.partial(merge, weigh=False)))),
+             ('unweighted', functools.partial(merge, weigh=False)),
+             ('unweighted', lambda count, mean, var: (
+                 merge(count, mean, var)[0],
+                 merge(count, 0 * mean, var)[1] + mean.var(0)))), draw=sizes),
     ]
 
 
@@ -551,19 +639,21 @@ def _forward() -> list[Exercise]:
             '(biased; eps under the root).', 'X:NF eps', 'X_hat:NF', _normal,
             (('axes', lambda X, eps: _normal(X, eps, 1)),
              ('unbiased', lambda X, eps: _normal(X, eps, ddof=1)),
-             ('root', lambda X, eps: _normal(X, eps, root=np.add)),
-             *_eps_faults(_normal),
+             ('axes', lambda X, eps: _normal(X, eps, None)),
+             *_root_faults(_normal),
              ('not-centred', lambda X, eps: X / np.sqrt(X.var(0) + eps)))),
         Exercise(
             'forward', 'theory', 'The layer in training.',
             'X:NF gamma:F beta:F eps', 'Y:NF', layer,
             (('no-gamma', lambda X, g, b, eps: layer(X, 1, b, eps)),
              ('no-beta', lambda X, g, b, eps: layer(X, g, 0, eps)),
+             ('no-affine', lambda X, g, b, eps: layer(X, 1, 0, eps)),
              ('gamma-beta', lambda X, g, b, eps: layer(X, b, g, eps)),
              ('beta-scaled', lambda X, g, b, eps: layer(X, g, g * b, eps)),
              ('each-example', functools.partial(layer, axis=1)),
+             ('axes', functools.partial(layer, axis=None)),
              ('unbiased', functools.partial(layer, ddof=1)),
-             *_eps_faults(layer))),
+             *_root_faults(layer))),
         Exercise(
             'forward-images', 'theory', 'The layer in training, for images.',
             'X:NCHW gamma:C beta:C eps', 'Y:NCHW', images,
@@ -571,15 +661,14 @@ def _forward() -> list[Exercise]:
              ('each-example', functools.partial(images, axis=(1, 2, 3))),
              ('axes', functools.partial(images, axis=0)),
              ('unbiased', functools.partial(images, ddof=1)),
-             *_eps_faults(images))),
+             *_root_faults(images))),
         Exercise(
             'evaluation', 'tvm_inference', 'The layer in evaluation, with '
             'given statistics.', 'X:NF gamma:F beta:F mean:F var:+F eps',
             'Y:NF', known,
             (('batch-in-evaluation', lambda X, g, b, mean, var, eps:
               layer(X, g, b, eps)),
-             ('root', functools.partial(known, root=np.add)),
-             *_eps_faults(known))),
+             *_root_faults(known))),
         Exercise(
             'scale-and-shift', 'tvm_inference', 'Numbers s and t of each '
             'feature, so that X * s + t is the layer in evaluation.',
@@ -592,24 +681,31 @@ def _forward() -> list[Exercise]:
                b + mean * _line(g, b, mean, var, eps)[0])),
              ('not-centred', lambda g, b, mean, var, eps:
               _line(g, b, 0 * mean, var, eps)),
-             ('root', functools.partial(_line, root=np.add)),
-             *_eps_faults(_line))),
+             ('mean-unscaled', lambda g, b, mean, var, eps:
+              (_line(g, b, mean, var, eps)[0], b - mean)),
+             *_root_faults(_line))),
     ]
 
 
 # chapters/exercises.ipynb, cell table-chain
-def _steps(dY: Any, X: Any, gamma: Any, eps: float) -> tuple[Any, ...]:
+def _steps(dY: Any, X: Any, gamma: Any, eps: float, half: float = 0.5,
+           power: float = -1.5, two: float = 2, m_var: float = 0,
+           m_mean: float = 0, path: float = 1, mean: str = ''
+           ) -> tuple[Any, ...]:
     """All gradients of the layer, from the last step to the first."""
+    def total(name: str, values: Any) -> Any:
+        return values.mean(0) if name == mean else values.sum(0)
+
     m, c = len(X), X - X.mean(0)
     var = (c ** 2).mean(0)
     rho = (var + eps) ** -0.5
     dX_hat = dY * gamma
-    drho = (dX_hat * c).sum(0)
-    dvar = -0.5 * drho * rho ** 3
-    dc = dX_hat * rho + dvar * 2 * c / m
-    dmean = -dc.sum(0)
-    return (dY.sum(0), (dY * c * rho).sum(0), dX_hat, drho, dvar, dc, dmean,
-            dc + dmean / m)
+    drho = total('drho', dX_hat * c)
+    dvar = -half * drho * (var + eps) ** power
+    dc = dX_hat * rho + dvar * two * c / (m_var or m)
+    dmean = -total('dmean', dc)
+    return (total('dbeta', dY), total('dgamma', dY * c * rho), dX_hat, drho,
+            dvar, dc, dmean, dc + path * dmean / (m_mean or m))
 
 
 # chapters/exercises.ipynb, cell table-chain
@@ -623,10 +719,7 @@ def _chain() -> list[Exercise]:
            m: float | None = None) -> Any:
         return dX_hat * rho + dvar * two * c / (m or len(c))
 
-    def steps(fault: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *a: (*_steps(*a)[:-1], fault(*a))
-
-    page = 'theory'
+    page, partial = 'theory', functools.partial
     return [
         Exercise('backward-dbeta', page, 'The gradient by beta of '
                  'Y = gamma * X_hat + beta.', 'dY:NF', 'dbeta:F',
@@ -651,16 +744,16 @@ def _chain() -> list[Exercise]:
         Exercise('backward-dvar', page, 'The gradient by var of '
                  'rho = (var + eps) ** -0.5.', 'drho:F var:+F eps', 'dvar:F',
                  dvar,
-                 (('half', functools.partial(dvar, half=1)),
-                  ('exponent', functools.partial(dvar, power=-0.5)),
+                 (('half', partial(dvar, half=1)),
+                  ('exponent', partial(dvar, power=-0.5)),
                   ('no-eps', lambda drho, var, eps: dvar(drho, var, 0)))),
         Exercise('backward-dc', page, 'The gradient by c, which stands in '
                  'X_hat = c * rho and in var = (c ** 2).mean(0). rho counts '
                  'as given in the first.', 'dX_hat:NF dvar:F c:NF rho:+F',
                  'dc:NF', dc,
                  (('var-path', lambda dX_hat, dvar, c, rho: dX_hat * rho),
-                  ('two', functools.partial(dc, two=1)),
-                  ('m-forgotten', functools.partial(dc, m=1)),
+                  ('two', partial(dc, two=1)),
+                  ('m-forgotten', partial(dc, m=1)),
                   ('divisor', lambda dX_hat, dvar, c, rho:
                    dc(dX_hat, dvar, c, rho, m=len(c) - 1)))),
         Exercise('backward-dmean', page, 'The gradient by mean of '
@@ -673,16 +766,30 @@ def _chain() -> list[Exercise]:
                  lambda dc, dmean: dc + dmean / len(dc),
                  (('mean-path', lambda dc, dmean: dc),
                   ('m-forgotten', lambda dc, dmean: dc + dmean),
+                  ('mean-sign', lambda dc, dmean: dc - dmean / len(dc)),
+                  ('dmean-unused', lambda dc, dmean: dc - dc.mean(0)),
                   ('divisor', lambda dc, dmean:
                    dc + dmean / (len(dc) - 1)))),
         Exercise('backward-chain', page, 'All of these, from X on: each is '
                  'compared.', 'dY:NF X:NF gamma:F eps',
                  'dbeta:F dgamma:F dX_hat:NF drho:F dvar:F dc:NF dmean:F '
                  'dX:NF', _steps,
-                 (('mean-path', steps(functools.partial(_gradient, mean=0))),
-                  ('var-path', steps(functools.partial(_gradient, var=0))),
-                  ('held', steps(functools.partial(_gradient, mean=0, var=0))
-                   ))),
+                 (*((fault, partial(_steps, **changes))
+                    for fault, changes in (
+                        ('mean-path', {'path': 0}), ('var-path', {'two': 0}),
+                        ('held', {'two': 0, 'path': 0}),
+                        ('half', {'half': 1}), ('two', {'two': 1}),
+                        ('sign', {'half': -0.5}), ('sign', {'path': -1}),
+                        ('exponent', {'power': -0.5}),
+                        ('m-forgotten', {'m_var': 1, 'm_mean': 1}),
+                        ('m-forgotten', {'m_var': 1}),
+                        ('m-forgotten', {'m_mean': 1}))),
+                  *(('mean-for-sum', partial(_steps, mean=name))
+                    for name in ('dbeta', 'dgamma', 'drho', 'dmean')),
+                  ('no-gamma', lambda dY, X, gamma, eps:
+                   _steps(dY, X, 1, eps)),
+                  ('no-eps', lambda dY, X, gamma, eps:
+                   _steps(dY, X, gamma, 0)))),
     ]
 
 
@@ -696,8 +803,9 @@ def _backward() -> list[Exercise]:
                 (dY * _normal(X, eps, axis)).sum((0, 2, 3)),
                 dY.sum((0, 2, 3)))
 
-    def frozen(dY: Any, gamma: Any, var: Any, eps: float) -> Any:
-        return dY * gamma / np.sqrt(var + eps)
+    def frozen(dY: Any, gamma: Any, var: Any, eps: float,
+               root: Callable[..., Any] = _inside) -> Any:
+        return dY * gamma / root(var, eps)
 
     partial = functools.partial
     return [
@@ -705,21 +813,17 @@ def _backward() -> list[Exercise]:
             'backward-dx', 'theory', 'The gradient by X of the layer in '
             'training, Y = gamma * X_hat + beta, in one formula.',
             'dY:NF X:NF gamma:F eps', 'dX:NF', _gradient,
-            (('held', partial(_gradient, mean=0, var=0)),
-             ('mean-path', partial(_gradient, mean=0)),
-             ('var-path', partial(_gradient, var=0)),
+            (*_path_faults(_gradient),
              ('divisor', partial(_gradient, ddof=1)),
              ('no-gamma', lambda dY, X, gamma, eps:
               _gradient(dY, X, 1, eps)),
              ('axes', partial(_gradient, axis=1)),
-             *_eps_faults(_gradient))),
+             *_root_faults(_gradient))),
         Exercise(
             'backward-images', 'theory', 'All three gradients of the layer '
             'in training, for images.', 'dY:NCHW X:NCHW gamma:C eps',
             'dX:NCHW dgamma:C dbeta:C', images,
-            (('held', partial(images, mean=0, var=0)),
-             ('mean-path', partial(images, mean=0)),
-             ('var-path', partial(images, var=0)),
+            (*_path_faults(images),
              ('each-example', partial(images, axis=(2, 3))),
              ('pixels', lambda dY, X, gamma, eps: images(
                  dY, X, gamma, eps, mean=X[0, 0].size, var=X[0, 0].size)),
@@ -735,9 +839,7 @@ def _backward() -> list[Exercise]:
               frozen(dY, 1, var, eps)),
              ('batch-in-evaluation', lambda dY, gamma, var, eps:
               frozen(dY - dY.mean(0), gamma, var, eps)),
-             ('root', lambda dY, gamma, var, eps: dY * gamma / (var + eps)),
-             ('no-eps', lambda dY, gamma, var, eps:
-              frozen(dY, gamma, var, 0)))),
+             *_root_faults(frozen))),
     ]
 
 
@@ -745,23 +847,23 @@ def _backward() -> list[Exercise]:
 def _family() -> list[Exercise]:
     """Layer, RMS and group normalization, and ghost batches."""
     def rms(X: Any, gamma: Any, eps: float, axis: int = 1,
-            root: Callable[..., Any] = _inside) -> Any:
-        return gamma * X / root((X ** 2).mean(axis, keepdims=True), eps)
+            root: Callable[..., Any] = _inside, add: Any = np.mean) -> Any:
+        return gamma * X / root(add(X ** 2, axis, keepdims=True), eps)
 
     def rms_gradient(dY: Any, X: Any, gamma: Any, eps: float,
-                     held: bool = False) -> Any:
+                     path: float = 1, add: Any = np.mean) -> Any:
         rho = 1 / np.sqrt((X ** 2).mean(1, keepdims=True) + eps)
         h, X_hat = gamma * dY, X * rho
-        return rho * (h - (not held) * X_hat * (h * X_hat).mean(
-            1, keepdims=True))
+        return rho * (h - path * X_hat * add(h * X_hat, 1, keepdims=True))
 
     def layer(X: Any, gamma: Any, beta: Any, eps: float, axis: int = 1,
               **faults: Any) -> Any:
         return gamma * _normal(X, eps, axis, **faults) + beta
 
-    def parts(X: Any, groups: int, eps: float, axes: Any = (2, 3, 4)) -> Any:
+    def parts(X: Any, groups: int, eps: float, axes: Any = (2, 3, 4),
+              **faults: Any) -> Any:
         shape = len(X), groups, -1, *X.shape[2:]
-        return _normal(X.reshape(shape), eps, axes).reshape(X.shape)
+        return _normal(X.reshape(shape), eps, axes, **faults).reshape(X.shape)
 
     def every_second(X: Any, groups: int, eps: float) -> Any:
         Y = np.empty(X.shape)
@@ -769,13 +871,26 @@ def _family() -> list[Exercise]:
             Y[:, k::groups] = _normal(X[:, k::groups], eps, (1, 2, 3))
         return Y
 
-    def ghost(X: Any, n: int, eps: float) -> Any:
-        return np.concatenate([_normal(X[i:i + n], eps)
+    def ghost(X: Any, n: int, eps: float, **faults: Any) -> Any:
+        return np.concatenate([_normal(X[i:i + n], eps, **faults)
                                for i in range(0, len(X), n)])
 
-    def two_parts(rng: np.random.Generator) -> tuple[Any, ...]:
-        n = int(rng.integers(2, 5))
-        return rng.integers(-9, 10, (2 * n, 2)) / 4, n, 0.1
+    def in_turn(X: Any, n: int, eps: float) -> Any:
+        Y, many = np.empty(X.shape), -(-len(X) // n)
+        for k in range(many):
+            Y[k::many] = _normal(X[k::many], eps)
+        return Y
+
+    def grouped(rng: np.random.Generator) -> tuple[Any, ...]:
+        N, size, H, W = rng.integers(1, 4, 4)
+        groups = int(rng.integers(1, 6))
+        return (rng.integers(-9, 10, (N, size * groups, H, W)) / 4, groups,
+                float(rng.choice([1e-5, 0.1, 1.0])))
+
+    def batches(rng: np.random.Generator) -> tuple[Any, ...]:
+        n, N, F = (int(rng.integers(2, most)) for most in (6, 16, 5))
+        return (rng.integers(-9, 10, (N, F)) / 4, n,
+                float(rng.choice([1e-5, 0.1, 1.0])))
 
     partial = functools.partial
     return [
@@ -784,15 +899,14 @@ def _family() -> list[Exercise]:
             'mean 0 and variance 1, then gamma and beta.',
             'X:NF gamma:F beta:F eps', 'Y:NF', layer,
             (('axes', partial(layer, axis=0)),
-             ('unbiased', partial(layer, ddof=1)), *_eps_faults(layer))),
+             ('no-affine', lambda X, gamma, beta, eps: _normal(X, eps, 1)),
+             ('unbiased', partial(layer, ddof=1)), *_root_faults(layer))),
         Exercise(
             'layer-norm-backward', 'why', 'The gradient by X of layer '
             'normalization.', 'dY:NF X:NF gamma:F eps', 'dX:NF',
             partial(_gradient, axis=1),
             (('axes', _gradient),
-             ('held', partial(_gradient, axis=1, mean=0, var=0)),
-             ('mean-path', partial(_gradient, axis=1, mean=0)),
-             ('var-path', partial(_gradient, axis=1, var=0)),
+             *_path_faults(partial(_gradient, axis=1)),
              ('channel-sum', lambda dY, X, gamma, eps:
               gamma * _gradient(dY, X, 1, eps, 1)))),
         Exercise(
@@ -801,12 +915,15 @@ def _family() -> list[Exercise]:
             (('mean-subtracted', lambda X, gamma, eps:
               layer(X, gamma, 0, eps)),
              ('axes', partial(rms, axis=0)),
-             ('root', partial(rms, root=np.add)), *_eps_faults(rms))),
+             ('m-forgotten', partial(rms, add=np.sum)),
+             *_root_faults(rms))),
         Exercise(
             'rms-backward', 'why', 'The gradient by X of RMS '
             'normalization.', 'dY:NF X:NF gamma:F eps', 'dX:NF',
             rms_gradient,
-            (('root-held', partial(rms_gradient, held=True)),
+            (('root-held', partial(rms_gradient, path=0)),
+             ('var-sign', partial(rms_gradient, path=-1)),
+             ('m-forgotten', partial(rms_gradient, add=np.sum)),
              ('channel-sum', lambda dY, X, gamma, eps:
               gamma * rms_gradient(dY, X, 1, eps)),
              ('no-gamma', lambda dY, X, gamma, eps:
@@ -817,15 +934,25 @@ def _family() -> list[Exercise]:
             'X:NCHW groups eps', 'Y:NCHW', parts,
             (('interleaved', every_second),
              ('whole-batch', partial(parts, axes=(0, 2, 3, 4))),
-             ('each-example', lambda X, groups, eps: parts(X, 1, eps)))),
+             ('each-example', lambda X, groups, eps: parts(X, 1, eps)),
+             ('group-size', lambda X, groups, eps:
+              parts(X, X.shape[1] // groups, eps)),
+             ('axes', partial(parts, axes=2)), *_root_faults(parts)),
+            draw=grouped),
         Exercise(
             'ghost-batches', 'practice', 'The batch in parts of n examples, '
-            'each normalized by itself.', 'X:NF n eps', 'X_hat:NF', ghost,
+            'each normalized by itself. The last part may be shorter.',
+            'X:NF n eps', 'X_hat:NF', ghost,
             (('whole-batch', lambda X, n, eps: _normal(X, eps)),
              ('each-example', lambda X, n, eps: _normal(X, eps, 1)),
-             ('interleaved', lambda X, n, eps: np.stack(
-                 [_normal(X[k::2], eps) for k in (0, 1)], 1
-             ).reshape(X.shape))), draw=two_parts),
+             ('interleaved', in_turn),
+             ('remainder', lambda X, n, eps: np.concatenate(
+                 [ghost(X[:len(X) // n * n], n, eps) if len(X) >= n else X[:0],
+                  X[len(X) // n * n:]])),
+             ('part-number', lambda X, n, eps: np.concatenate(
+                 [_normal(part, eps) for part in np.array_split(X, n)
+                  if len(part)])),
+             *_root_faults(ghost)), draw=batches),
     ]
 
 
@@ -836,18 +963,19 @@ def _moving() -> list[Exercise]:
         return momentum * moving + (1 - momentum) * batch
 
     def step(X: Any, g: Any, b: Any, mean: Any, var: Any, momentum: float,
-             eps: float, training: bool, new: Any = None, ddof: int = 0,
-             fault: str = '') -> tuple[Any, ...]:
+             eps: float, training: bool, ddof: int = 0,
+             fault: str = '', root: Callable[..., Any] = _inside
+             ) -> tuple[Any, ...]:
         seen = X.mean(0), X.var(0)
-        use = (seen if training != (fault == 'mode') else (mean, var))
+        use = seen if training else (mean, var)
         if fault == 'training':
             use = mean, var
         elif fault == 'evaluation':
             use = seen
-        Y = g * (X - use[0]) / np.sqrt(use[1] + eps) + b
+        Y = g * (X - use[0]) / root(use[1], eps) + b
         if not training and fault != 'update':
             return Y, mean, var
-        share = 1 - momentum if fault == 'momentum' else momentum
+        share = {'momentum': 1 - momentum, 'never': 1}.get(fault, momentum)
         return (Y, average(mean, seen[0], share),
                 average(var, X.var(0, ddof=ddof), share))
 
@@ -855,7 +983,9 @@ def _moving() -> list[Exercise]:
         return max(first / n, least)
 
     def early(rng: np.random.Generator) -> tuple[Any, ...]:
-        return int(rng.integers(1, 15)), 1.0, float(rng.choice([0.3, 0.1]))
+        return (int(rng.choice([1, 2, 3, 5])),
+                float(rng.choice([0.2, 0.5, 1.0])),
+                float(rng.choice([0.6, 0.3, 0.1])))
 
     def without(moving: Any, first: float, momentum: float, n: int,
                 late: int = 0) -> Any:
@@ -869,16 +999,28 @@ def _moving() -> list[Exercise]:
         return n
 
     def halves(rng: np.random.Generator) -> tuple[Any, ...]:
-        return (float(rng.choice([0.5, 0.75, 0.9, 0.99])),
-                float(rng.choice([0.3, 0.1, 0.01])))
+        return (int(rng.integers(31, 100)) / 100,
+                float(rng.choice([0.3, 0.1, 0.05, 0.01])))
 
     def masked(X: Any, mask: Any) -> tuple[Any, ...]:
         return X[mask].mean(0), X[mask].var(0)
 
+    def weighted(X: Any, mask: Any) -> tuple[Any, ...]:
+        mean = (X * mask[..., None]).sum((0, 1)) / mask.sum()
+        return mean, ((X - mean) ** 2 * mask[..., None]).sum((0, 1)
+                                                             ) / mask.sum()
+
+    def unweighted(X: Any, mask: Any) -> tuple[Any, ...]:
+        each = [masked(x, m) for x, m in zip(X, mask, strict=True) if m.any()]
+        return tuple(np.mean(each, 0))
+
     def padded(rng: np.random.Generator) -> tuple[Any, ...]:
-        mask = np.arange(4) < rng.integers(1, 4, (3, 1))
-        X = rng.integers(-9, 10, (3, 4, 2)) / 4
-        return X * mask[..., None], mask
+        N, L, C = rng.integers(1, 6, 3)
+        X, mask = rng.integers(-9, 10, (N, L, C)) / 4, rng.random((N, L)) < 0.7
+        mask[0, 0] = True
+        if rng.random() < 0.3:
+            X[~mask] = np.nan
+        return X, mask
 
     partial = functools.partial
     page = 'moving_statistics'
@@ -894,7 +1036,9 @@ def _moving() -> list[Exercise]:
             'but not below least.', 'n first least', 'share', share,
             (('minimum', lambda n, first, least: min(first / n, least)),
              ('later', lambda n, first, least:
-              share(n + 1, first, least))), draw=early),
+              share(n + 1, first, least)),
+             ('first-ignored', lambda n, first, least: share(n, 1, least)),
+             ('no-floor', lambda n, first, least: first / n)), draw=early),
         Exercise(
             'train-step', page, 'One call of the layer: output, moving mean, '
             'moving variance (biased).', 'X:NF gamma:F beta:F mean:F var:+F '
@@ -903,6 +1047,9 @@ def _moving() -> list[Exercise]:
              ('momentum', partial(step, fault='momentum')),
              ('moving-in-training', partial(step, fault='training')),
              ('batch-in-evaluation', partial(step, fault='evaluation')),
+             ('never-updated', partial(step, fault='never')),
+             ('root', partial(step, root=np.add)),
+             ('eps-outside', partial(step, root=_outside)),
              ('stored-unbiased', partial(step, ddof=1)))),
         Exercise(
             'torch-step', page, "PyTorch's rule for the moving variance: "
@@ -916,10 +1063,12 @@ def _moving() -> list[Exercise]:
                  var, X.var(0, ddof=1), momentum)))),
         Exercise(
             'batches-until', page, 'After how many batches does the first '
-            'value weigh less than least? momentum is its share in each.',
-            'momentum least', 'n', until,
+            'value weigh less than least? momentum is its share in each; '
+            'least is none of its powers.', 'momentum least', 'n', until,
             (('later', lambda *a: until(*a) + 1),
-             ('earlier', lambda *a: until(*a) - 1)), draw=halves),
+             ('earlier', lambda *a: until(*a) - 1),
+             ('not-whole', lambda momentum, least:
+              np.log(least) / np.log(momentum))), draw=halves),
         Exercise(
             'start-removed', page, 'The moving value after n batches '
             'without the first one, scaled so that the weights of the '
@@ -939,9 +1088,15 @@ def _moving() -> list[Exercise]:
              ('later', lambda var, count: var * (count + 1) / count))),
         Exercise(
             'masked-statistics', 'practice', 'Mean and biased variance of '
-            'the frames X (N, L, C) where mask (N, L) is true.',
-            'X:NLC mask:NL', 'mean:C var:C', masked,
+            'the frames X (N, L, C) where mask (N, L) is true. Elsewhere X '
+            'is anything, NaN too.', 'X:NLC mask:NL', 'mean:C var:C', masked,
             (('padding', lambda X, mask: (X.mean((0, 1)), X.var((0, 1)))),
+             ('padding', lambda X, mask: (
+                 X.sum((0, 1)) / mask.sum(), (X ** 2).sum((0, 1)) / mask.sum()
+                 - (X.sum((0, 1)) / mask.sum()) ** 2)),
+             ('nan-times-0', weighted), ('unweighted', unweighted),
+             ('not-centred', lambda X, mask: (
+                 X[mask].mean(0), (X[mask] ** 2).mean(0))),
              ('unbiased', lambda X, mask: (
                  X[mask].mean(0), X[mask].var(0, ddof=1)))), draw=padded),
     ]
@@ -954,32 +1109,61 @@ def _folding() -> list[Exercise]:
               eps: float, fault: str = '',
               root: Callable[..., Any] = _inside) -> tuple[Any, ...]:
         s, t = _line(g, beta, mean, var, eps, root)
-        column = s.reshape(-1, *[1] * (W.ndim - 1))
-        return (W * column, t if fault == 'bias' else
-                b * s + (beta if fault == 'shift' else t))
+        bias = {'bias': t, 'bias-unscaled': b + t, 'shift': b * s,
+                'not-centred': b * s + beta, 'no-beta': b * s - mean * s,
+                'mean-unscaled': b * s + beta - mean}
+        return (W * s.reshape(-1, *[1] * (W.ndim - 1)),
+                bias.get(fault, b * s + t))
 
     def before(W: Any, b: Any, g: Any, beta: Any, mean: Any, var: Any,
                eps: float, fault: str = '',
                root: Callable[..., Any] = _inside) -> tuple[Any, ...]:
         s, t = _line(g, beta, mean, var, eps, root)
-        return W * s, b + (0 if fault == 'shift' else W @ t)
+        bias = {'bias': W @ t, 'shift': b, 'not-centred': b + W @ beta,
+                'no-beta': b - W @ (mean * s), 'shift-scaled': b + W * s @ t,
+                'mean-unscaled': b + W @ (beta - mean)}
+        return W * s, bias.get(fault, b + W @ t)
+
+    def faults(f: Callable[..., Any], name: str
+               ) -> tuple[tuple[str, Callable[..., Any]], ...]:
+        names = ('bias', 'shift', 'not-centred', 'no-beta', 'mean-unscaled',
+                 name)
+        return (*((name, partial(f, fault=name)) for name in names),
+                *_root_faults(f))
+
+    def border(g: Any, b: Any, mean: Any, var: Any, eps: float,
+               root: Callable[..., Any] = _inside) -> Any:
+        return mean - b * root(var, eps) / g
+
+    def signs(rng: np.random.Generator) -> tuple[Any, ...]:
+        F = rng.integers(1, 8)
+        return (rng.integers(1, 10, F) * rng.choice([-1, 1], F) / 4,
+                *rng.integers(-9, 10, (2, F)) / 4, rng.integers(1, 10, F) / 4,
+                float(rng.choice([1e-5, 0.1, 1.0])))
 
     def quantize(W: Any, levels: int = 127, axis: Any = (1,),
-                 cut: Callable[..., Any] = np.rint) -> tuple[Any, ...]:
-        step = abs(W).max(axis, keepdims=True) / levels
-        step = step + 0 * abs(W).max(1, keepdims=True)
+                 cut: Callable[..., Any] = np.rint,
+                 largest: Callable[..., Any] = lambda W, **of: abs(W).max(**of)
+                 ) -> tuple[Any, ...]:
+        step = (largest(W, axis=axis, keepdims=True) / levels
+                + np.zeros((len(W), 1)))
         return cut(W / step).astype('int8'), step[:, 0]
 
     def weights(rng: np.random.Generator) -> tuple[Any, ...]:
-        return ((2 * rng.integers(-99, 99, (3, 4)) + 1) / 100,)  # no ties
+        size = rng.integers(1, 6, 2)
+        return ((2 * rng.integers(-99, 99, size) + 1) / 100,)  # no ties
 
-    def to_idx(array: Any, order: str = '>') -> bytes:
-        sizes = np.array(array.shape, f'{order}u4')
+    def to_idx(array: Any, order: str = '>', most: int = 1 << 32) -> bytes:
+        sizes = np.array([size % most for size in array.shape], f'{order}u4')
         return bytes([0, 0, 8, array.ndim]) + sizes.tobytes(
             ) + array.tobytes()
 
     def pictures(rng: np.random.Generator) -> tuple[Any, ...]:
         size = rng.integers(0, 4, int(rng.integers(1, 5)))
+        if rng.random() < 0.3:
+            size[0] = rng.integers(256, 1024)
+        if rng.random() < 0.3:  # four bytes for a size, and no memory
+            return (np.empty((rng.integers(1 << 24, 1 << 27), 0), 'uint8'),)
         return (rng.integers(0, 256, size).astype('uint8'),)
 
     partial, page = functools.partial, 'folding'
@@ -989,46 +1173,47 @@ def _folding() -> list[Exercise]:
             'fold-dense', page, 'Weights (out, in) and bias of the one dense '
             'layer that equals the dense layer W, b with a normalization '
             'behind it.', f'W:OI b:O {norm}', 'W:OI b:O', after,
-            (('bias', partial(after, fault='bias')),
-             ('shift', partial(after, fault='shift')),
-             *_eps_faults(after))),
+            faults(after, 'bias-unscaled')),
         Exercise(
             'fold-convolution', page, 'The same for the weights (out, in, '
             'height, width) of a convolution.', f'W:OIHW b:O {norm}',
-            'W:OIHW b:O', after,
-            (('bias', partial(after, fault='bias')),
-             ('shift', partial(after, fault='shift')),
-             *_eps_faults(after))),
+            'W:OIHW b:O', after, faults(after, 'bias-unscaled')),
         Exercise(
             'fold-before', page, 'Weights and bias of the one dense layer '
             'that equals W, b with a normalization in front of it.',
             'W:OI b:O ' + norm.replace('O', 'I'), 'W:OI b:O', before,
-            (('shift', partial(before, fault='shift')),
-             *_eps_faults(before))),
+            faults(before, 'shift-scaled')),
         Exercise(
             'border-value', page, 'The number of each channel that the '
-            'normalization turns into 0.', 'gamma:+F beta:F mean:F var:+F '
-            'eps', 'value:F', lambda g, b, mean, var, eps:
-            mean - b * np.sqrt(var + eps) / g,
+            'normalization turns into 0. gamma is never 0, but it may be '
+            'negative.', 'gamma:F beta:F mean:F var:+F eps', 'value:F',
+            border,
             (('border', lambda g, b, mean, var, eps: 0 * mean),
              ('sign', lambda g, b, mean, var, eps:
               mean + b * np.sqrt(var + eps) / g),
              ('no-beta', lambda g, b, mean, var, eps: mean),
-             ('no-gamma', lambda g, b, mean, var, eps:
-              mean - b * np.sqrt(var + eps)))),
+             ('no-gamma', lambda g, *a: border(1, *a)),
+             ('gamma-abs', lambda g, *a: border(abs(g), *a)),
+             ('no-deviation', lambda g, b, mean, var, eps: mean - b / g),
+             *_root_faults(border)), draw=signs),
         Exercise(
-            'quantize', 'quantization', 'int8 numbers q from -127 to 127 and '
-            'a step for each row of W, so that W is about q * step.',
+            'quantize', 'quantization', 'A step for each row of W, which '
+            'makes its largest number, by size, 127 or -127; and the int8 '
+            'numbers q that are nearest to W / step.',
             'W:OI', 'q:OI step:O', quantize,
             (('tensor-step', partial(quantize, axis=(0, 1))),
+             ('columns', partial(quantize, axis=0)),
+             ('no-abs', partial(quantize, largest=np.max)),
              ('levels', partial(quantize, levels=128)),
-             ('truncated', partial(quantize, cut=np.trunc))), draw=weights),
+             ('truncated', partial(quantize, cut=np.trunc))), draw=weights,
+            dtype='int8'),
         Exercise(
             'format-idx', 'mnist', 'The bytes of an IDX file for an array of '
             'uint8: 0, 0, 8, the rank, the sizes in 4 bytes each, the most '
             'significant one first, the elements.', 'array',
             'data', to_idx,
-            (('little-endian', partial(to_idx, order='<')),), draw=pictures),
+            (('little-endian', partial(to_idx, order='<')),
+             ('one-byte', partial(to_idx, most=256))), draw=pictures),
     ]
 
 
@@ -1063,10 +1248,13 @@ def task(name: str) -> str:
     exercise = _find(name)
     inputs, outputs = _parts(exercise.inputs), _parts(exercise.outputs)
     arrays = dict(part for part in (*inputs, *outputs) if part[1])
+    wanted = outputs[0][0] if exercise.dtype else ''
     return '\n'.join([
         *textwrap.wrap(exercise.asks, 72),
         f'f({", ".join(key for key, _ in inputs)}) -> '
         f'{", ".join(key for key, _ in outputs)}',
         *(f'{key}: ({", ".join(shape.lstrip("+"))}'
           f'{"," * (len(shape.lstrip("+")) == 1)})'
-          for key, shape in arrays.items())])
+          f'{f", {exercise.dtype}" * (key == wanted)}'
+          for key, shape in arrays.items()),
+        f'tolerance: {exercise.tolerance:g} * (1 + the largest number)'])

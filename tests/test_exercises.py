@@ -27,7 +27,7 @@ def right(name, *inputs):
 def test_there_are_enough():
     assert len(TABLE) == len(exercises.table()) >= 25
     used = {fault for row in TABLE.values() for fault, _ in row.wrong}
-    assert used == set(FAULTS) and len(used) >= 15
+    assert used | {'order'} == set(FAULTS) and len(used) >= 15
     assert len(set(FAULTS.values())) == len(FAULTS)
 
 
@@ -48,6 +48,19 @@ def test_each_wrong_variant_is_named(name, i):
         report = check(name, variant, seed)
         assert not report and report.complaint
         assert FAULTS[fault] in report.diagnosis
+
+
+@pytest.mark.parametrize(('name', 'i'), VARIANTS,
+                         ids=[f'{n}-{TABLE[n].wrong[i][0]}-{i}'
+                              for n, i in VARIANTS])
+def test_no_wrong_variant_is_right_when_rounded(name, i):
+    row = TABLE[name]
+    assert not all(
+        exercises._close(value.astype('float32'), right, row.tolerance)
+        for sample in exercises._samples(row, 0)
+        for value, right in zip(*(
+            exercises._run(row, f, sample).values()
+            for f in (row.wrong[i][1], row.right)), strict=True))
 
 
 def test_signature_of_each_row():
@@ -97,6 +110,30 @@ def normalized(axis=0, ddof=0, scale=np.sqrt):
         return ((X - X.mean(axis, keepdims=True))
                 / scale(X.var(axis, ddof=ddof, keepdims=True) + eps))
     return f
+
+
+def weights_times_all(X, mask):
+    weight = mask[..., None] / mask.sum()
+    mean = (weight * X).sum(axis=(0, 1))
+    return mean, (weight * (X - mean) ** 2).sum(axis=(0, 1))
+
+
+def sums_without_divisor(dY, X, gamma, eps):
+    X_hat = normalized()(X, eps)
+    return gamma / np.sqrt(X.var(0) + eps) * (
+        dY - dY.sum(0) - X_hat * (dY * X_hat).sum(0))
+
+
+def chain_without_half(dY, X, gamma, eps):
+    c, m = X - X.mean(0), len(X)
+    rho = ((c ** 2).mean(0) + eps) ** -0.5
+    dX_hat = dY * gamma
+    drho = (dX_hat * c).sum(0)
+    dvar = -drho * rho ** 3
+    dc = dX_hat * rho + dvar * 2 * c / m
+    dmean = -dc.sum(0)
+    return (dY.sum(0), (dY * c * rho).sum(0), dX_hat, drho, dvar, dc, dmean,
+            dc + dmean / m)
 
 
 HANDWRITTEN = [
@@ -150,7 +187,42 @@ HANDWRITTEN = [
                 np.full(len(W), abs(W).max() / 127))),
     ('masked-statistics', 'padding',
      lambda X, mask: (X.reshape(-1, X.shape[-1]).mean(0),
-                      X.reshape(-1, X.shape[-1]).var(0)))]
+                      X.reshape(-1, X.shape[-1]).var(0))),
+    ('masked-statistics', 'nan-times-0', weights_times_all),
+    ('backward-dx', 'm-forgotten', sums_without_divisor),
+    ('backward-dx', 'var-sign',
+     lambda dY, X, gamma, eps: gamma / np.sqrt(X.var(0) + eps) * (
+         dY - dY.mean(0) + normalized()(X, eps) * (
+             dY * normalized()(X, eps)).mean(0))),
+    ('backward-chain', 'half', chain_without_half),
+    ('forward', 'root', lambda X, gamma, beta, eps:
+     gamma * (X - X.mean(0)) / (X.var(0) + eps) + beta),
+    ('forward-images', 'root', lambda X, gamma, beta, eps: (
+        gamma * normalized((0, 1, 2), scale=lambda v: v)(
+            np.moveaxis(X, 1, -1), eps) + beta).transpose(0, 3, 1, 2)),
+    ('rms-norm', 'm-forgotten', lambda X, gamma, eps:
+     gamma * X / np.sqrt((X ** 2).sum(1, keepdims=True) + eps)),
+    ('batch-statistics', 'm-forgotten',
+     lambda X: (X.sum(0), ((X - X.mean(0)) ** 2).sum(0))),
+    ('batch-statistics', 'order', lambda X: (X.var(0), X.mean(0))),
+    ('fold-dense', 'not-centred',
+     lambda W, b, gamma, beta, mean, var, eps: (
+         W * (gamma / np.sqrt(var + eps))[:, None],
+         b * gamma / np.sqrt(var + eps) + beta)),
+    ('fold-dense', 'shift',
+     lambda W, b, gamma, beta, mean, var, eps: (
+         W * (gamma / np.sqrt(var + eps))[:, None],
+         b * gamma / np.sqrt(var + eps))),
+    ('fold-dense', 'bias-unscaled',
+     lambda W, b, gamma, beta, mean, var, eps: (
+         W * (gamma / np.sqrt(var + eps))[:, None],
+         b + beta - mean * gamma / np.sqrt(var + eps))),
+    ('ghost-batches', 'part-number', lambda X, n, eps: np.concatenate(
+        [normalized()(part, eps) for part in np.array_split(X, n)
+         if len(part)])),
+    ('quantize', 'no-abs', lambda W: (
+        np.rint(W / abs(W).max(1)[:, None] * 127).astype('int8'),
+        W.max(1) / 127))]
 
 
 @pytest.mark.parametrize(('name', 'fault', 'f'), HANDWRITTEN, ids=[
@@ -159,6 +231,203 @@ def test_a_readers_fault_is_named(name, fault, f):
     report = check(name, f)
     assert not report and FAULTS[fault] in report.diagnosis
     assert FAULTS[fault] in repr(report)
+
+
+# Answers that are right on convenient inputs alone
+
+def ones(value):
+    return np.ones_like(value)
+
+
+def is_number(value):
+    return np.ndim(value) == 0
+
+
+def changed(name, key, change):
+    """The right function, which sees one of its inputs changed."""
+    at = [part.split(':')[0] for part in TABLE[name].inputs.split()].index(key)
+    return lambda *inputs: right(name, *(
+        change(value) if i == at else value for i, value in enumerate(inputs)))
+
+
+INPUTS = [(row.name, key, value) for row in TABLE.values()
+          for key, value in exercises._samples(row, 0)[-1].items()]
+
+
+@pytest.mark.parametrize(('name', 'key', 'value'), INPUTS,
+                         ids=[f'{name}-{key}' for name, key, _ in INPUTS])
+def test_each_input_must_be_read(name, key, value):
+    if is_number(value):
+        assert not check(name, changed(name, key, lambda _: value))
+    elif value.dtype.kind == 'f':
+        assert not check(name, changed(name, key, ones))
+        negative = any((sample[key] < 0).any()
+                       for sample in exercises._samples(TABLE[name], 0))
+        positive = f'{key}:+' in TABLE[name].inputs
+        assert negative != positive
+        if negative and name != 'shifted-variance':  # columns of one sign
+            assert not check(name, changed(name, key, abs))
+    else:
+        assert not check(name, changed(name, key, ones))
+
+
+@pytest.mark.parametrize('name', [n for n in TABLE if n != 'batches-until'])
+def test_small_inputs_are_not_enough(name):
+    def f(*inputs):
+        answer = right(name, *inputs)
+        small = all(isinstance(x, bool | float) or max(np.shape(x) or [x]) <= 4
+                    for x in inputs)
+        return answer if small else exercises._named(
+            TABLE[name], answer) and tuple(0 * np.array(x) for x in (
+                exercises._named(TABLE[name], answer).values()))
+
+    assert not check(name, f)
+
+
+SHORTCUTS = [
+    ('masked-statistics', 'mask counts, and is not applied', lambda X, mask: (
+        np.nansum(X, (0, 1)) / mask.sum(),
+        np.nansum(X ** 2, (0, 1)) / mask.sum()
+        - (np.nansum(X, (0, 1)) / mask.sum()) ** 2)),
+    ('masked-statistics', 'padding is NaN', lambda X, mask: (
+        np.nanmean(X, (0, 1)), np.nanvar(X, (0, 1)))),
+    ('masked-statistics', 'padding is 0', lambda X, mask: (
+        X[X.any(-1)].mean(0), X[X.any(-1)].var(0))),
+    ('masked-statistics', 'padding comes last', lambda X, mask: (
+        X[np.arange(mask.shape[1]) < mask.sum(1)[:, None]].mean(0),
+        X[np.arange(mask.shape[1]) < mask.sum(1)[:, None]].var(0))),
+    ('border-value', 'gamma is positive', lambda gamma, beta, mean, var, eps:
+     mean - beta * np.sqrt(var + eps) / abs(gamma)),
+    ('border-value', 'one sign for all', lambda gamma, beta, mean, var, eps:
+     mean - beta * np.sqrt(var + eps) / abs(gamma) * np.sign(gamma[0])),
+    ('moving-share', 'first is 1',
+     lambda n, first, least: max(1 / n, least)),
+    ('moving-share', 'first is above least',
+     lambda n, first, least: first if n == 1 else max(first / n, least)),
+    ('ghost-batches', 'n divides', lambda X, n, eps: np.concatenate(
+        [normalized()(part, eps) for part in np.split(
+            X[:len(X) // n * n], len(X) // n)] + [X[len(X) // n * n:]])
+     if len(X) >= n else X),
+    ('ghost-batches', 'two parts', lambda X, n, eps: np.concatenate(
+        [normalized()(part, eps) for part in (X[:n], X[n:]) if len(part)])),
+    ('group-norm', 'up to 2 groups', lambda X, groups, eps:
+     right('group-norm', X, groups, eps) * (groups <= 2)),
+    ('group-norm', 'an even number of channels', lambda X, groups, eps:
+     right('group-norm', X, groups, eps) * (X.shape[1] % 2 == 0)),
+    ('format-idx', 'sizes of one byte', lambda array: bytes(
+        [0, 0, 8, array.ndim]) + b''.join(
+            bytes([0, 0, 0, n % 256]) for n in array.shape)
+        + array.tobytes()),
+    ('format-idx', 'sizes of two bytes', lambda array: bytes(
+        [0, 0, 8, array.ndim]) + b''.join(
+            bytes([0, 0, n // 256 % 256, n % 256]) for n in array.shape)
+        + array.tobytes()),
+    ('format-idx', 'sizes of three bytes', lambda array: bytes(
+        [0, 0, 8, array.ndim]) + b''.join(
+            b'\0' + (n % (1 << 24)).to_bytes(3, 'big') for n in array.shape)
+        + array.tobytes()),
+    ('shifted-variance', 'the offset is 3000', lambda X:
+     ((X - 3000) ** 2).mean(0) - (X - 3000).mean(0) ** 2),
+    ('shifted-variance', 'one offset for all', lambda X:
+     ((X - X[0, 0]) ** 2).mean(0) - (X - X[0, 0]).mean(0) ** 2),
+    ('shifted-variance', 'the variance is 1', lambda X: ones(X[0])),
+    ('half-mean', '2000 values',
+     lambda X: X.sum(0, dtype='float32') / np.float32(2000)),
+    ('half-mean', 'the first values', lambda X: X[:1000].mean(0, 'float32')),
+    ('quantize', 'three rows', lambda W: (
+        right('quantize', W)[0], right('quantize', W)[1] * (len(W) == 3))),
+    ('batches-until', 'rounded', lambda momentum, least:
+     round(np.log(least) / np.log(momentum))),
+    ('batches-until', 'a few momenta', lambda momentum, least:
+     right('batches-until', momentum, least)
+     if momentum in (0.5, 0.75, 0.9, 0.99) else 0),
+    ('population', 'all parts are alike', lambda count, mean, var: (
+        mean.mean(0), var.mean(0) + mean.var(0))),
+    ('batch-statistics', 'at most 8 examples', lambda X: (
+        X.mean(0) * (len(X) <= 8), X.var(0))),
+    ('backward-dx-end', 'dmean is not read', lambda dc, dmean:
+     dc - dc.mean(0)),
+    ('start-removed', 'first is positive', lambda moving, first, momentum, n:
+     right('start-removed', moving, abs(first), momentum, n)),
+    ('forward-images', 'as many rows as columns',
+     lambda X, *params: right('forward-images', X, *params)
+     * (X.shape[2] == X.shape[3])),
+    ('channel-statistics', 'an even number of channels', lambda X: tuple(
+        x * (X.shape[1] % 2 == 0) for x in right('channel-statistics', X)))]
+
+
+@pytest.mark.parametrize(('name', 'f'), [
+    (name, f) for name, _, f in SHORTCUTS],
+    ids=[f'{name}-{what}'.replace(' ', '-') for name, what, _ in SHORTCUTS])
+def test_a_shortcut_is_refused(name, f):
+    for seed in range(5 if SOAK else 2):
+        assert not check(name, f, seed)
+
+
+# Values count, whatever holds them
+
+FORMS = {
+    'list': list, 'lists': lambda outputs: [x.tolist() for x in outputs],
+    'floats': lambda outputs: tuple(x.astype('float64') for x in outputs),
+    'wide': lambda outputs: tuple(x.astype('longdouble') for x in outputs),
+    'float32': lambda outputs: tuple(x.astype('float32') for x in outputs)}
+
+
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('name', TABLE)
+def test_a_right_answer_may_come_in_any_form(name, form):
+    row = TABLE[name]
+
+    def f(*inputs):
+        outputs = tuple(exercises._named(row, row.right(*inputs)).values())
+        if row.dtype:
+            outputs = outputs[0].astype(row.dtype), *outputs[1:]
+        held = FORMS[form](outputs)
+        if row.dtype and form != 'list':
+            held = outputs[0], *held[1:]
+        return held if len(held) > 1 else held[0]
+
+    report = check(name, f)
+    assert report, report
+    assert all(close for _, close, _ in report.outputs.values())
+
+
+@pytest.mark.parametrize(('name', 'f'), [
+    ('batch-statistics', lambda X: np.array([X.mean(0), X.var(0)])),
+    ('batches-until', lambda *a: float(right('batches-until', *a))),
+    ('batches-until', lambda *a: np.int32(right('batches-until', *a))),
+    ('moving-share', lambda *a: np.float32(right('moving-share', *a))),
+    ('half-mean', lambda X: X.mean(0, 'float64')),
+    ('format-idx', lambda array: bytearray(right('format-idx', array))),
+    ('format-idx', lambda array: list(right('format-idx', array))),
+    ('masked-statistics', lambda X, mask: (
+        np.ma.array(X, mask=~np.broadcast_to(mask[..., None], X.shape)
+                    ).mean((0, 1)), X[mask].var(0)))])
+def test_right_values_are_right(name, f):
+    report = check(name, f)
+    assert report and not report.complaint
+
+
+def test_where_a_dtype_matters_the_task_says_so():
+    assert [row.name for row in TABLE.values() if row.dtype] == [
+        'shifted-variance', 'quantize']
+    assert 'q: (O, I), int8' in task('quantize').split('\n')
+    assert 'var: (F,), float32' in task('shifted-variance').split('\n')
+    report = check('quantize', lambda W: (
+        right('quantize', W)[0].astype('int64'), right('quantize', W)[1]))
+    assert report.complaint == ('q has the right values, but dtype int64; '
+                                'asked for is int8')
+
+
+def test_a_tolerance_is_said():
+    assert task('forward').endswith('tolerance: 1e-09 * (1 + the largest '
+                                    'number)')
+    off = 1.1e-9 * (1 + 2.25)  # the largest number that is drawn is 9 / 4
+    assert not check('backward-dx-hat', lambda dY, gamma: dY * gamma + 1e-7)
+    assert check('moving-average', lambda *a: right(
+        'moving-average', *a) + 0.9e-9)
+    assert not check('moving-average', lambda *a: right(
+        'moving-average', *a) + off)
 
 
 def test_handwritten_faults_are_at_least_fifteen():
@@ -286,9 +555,16 @@ def test_moving_values_beside_a_loop():
 
 @pytest.mark.parametrize(('name', 'f', 'complaint'), [
     ('batch-statistics', lambda X: X.mean(0),
-     'it returns 1 values, expected 2: mean, var'),
+     'it returns 1 value, expected 2: mean, var'),
+    ('batch-statistics', lambda X: [X.mean(0)] * 3,
+     'it returns 3 values, expected 2: mean, var'),
+    ('batch-statistics', lambda X: (x for x in (X.mean(0), X.var(0))),
+     'it returns 1 value, expected 2: mean, var'),
     ('normalize', lambda X, eps: [[1.0]],
-     'X_hat is of type list, expected an array of NumPy or a number'),
+     r'X_hat has shape \(1, 1\), expected \(2, 1\)'),
+    ('normalize', lambda X, eps: [[1.0], [1.0, 2.0]],
+     'X_hat is no array: '),
+    ('normalize', lambda X, eps: [None], 'X_hat is of type list, expected'),
     ('normalize', lambda X, eps: None, 'X_hat is of type NoneType, '),
     ('normalize', lambda X, eps: X.astype(complex),
      'X_hat has dtype complex128, expected real numbers'),
@@ -301,12 +577,8 @@ def test_moving_values_beside_a_loop():
     ('normalize', lambda X, eps: X * np.nan,
      'X_hat is NaN where a number is expected'),
     ('normalize', lambda X, eps: X + np.inf, 'X_hat is off'),
-    ('normalize', lambda X, eps: right('normalize', X, eps).astype('f4'),
-     'X_hat is off and has dtype float32, expected float64'),
-    ('backward-dx-hat', lambda dY, gamma: (dY * gamma).astype('f4'),
-     'dX_hat has dtype float32, expected float64'),
-    ('batches-until', lambda *a: float(right('batches-until', *a)),
-     'n has dtype float64, expected int64')])
+    ('normalize', lambda X, eps: right('normalize', X, eps).astype('f4') + .1,
+     r'X_hat is off \(in float32\)')])
 def test_what_has_the_wrong_form_is_said(name, f, complaint):
     report = check(name, f)
     assert not report and re.match(complaint, report.complaint)
