@@ -101,7 +101,7 @@ def test_in_a_clone_without_installation(tmp_path):
     shutil.copytree(ROOT / 'd2ltvm', tmp_path / 'd2ltvm')
     (tmp_path / 'chapters').mkdir()
     ran = run([sys.executable, '-S'], {
-        'theory': first_cells(ROOT / 'chapters/theory.ipynb')},
+        'conventions': first_cells(ROOT / 'chapters/conventions.ipynb')},
         tmp_path / 'chapters', **isolated())
     assert ran.returncode == 0, ran.stderr
 

@@ -310,41 +310,38 @@ def test_numeric_gradient(shape, seed):
 
 
 def test_against_mxnet_before_and_after_set_np():
-    program = '''
-import numpy as np
-from d2ltvm import theory
-from d2ltvm.mxnet_today import autograd, nd, npx
+    from d2ltvm.mxnet_today import autograd, nd, npx
+    rng = np.random.default_rng(0)
+    X, dY = rng.normal(size=(2, 4, 6, 3, 5)).astype('float32')
+    gamma, beta = rng.normal(size=(2, 6)).astype('float32')
 
+    def found():
+        Y, cache = theory.batch_norm_forward(X, gamma, beta)
+        numeric = theory.numeric_gradient(lambda x: (x ** 2).sum(),
+                                          np.ones(3))
+        return (*theory.population_statistics([X[:1], X[1:]]), numeric, Y,
+                *theory.batch_norm_backward(dY, cache))
 
-def found():
-    Y, cache = theory.batch_norm_forward(X, gamma, beta)
-    numeric = theory.numeric_gradient(lambda x: (x ** 2).sum(), np.ones(3))
-    return (*theory.population_statistics([X[:1], X[1:]]), numeric, Y,
-            *theory.batch_norm_backward(dY, cache))
-
-
-rng = np.random.default_rng(0)
-X, dY = rng.normal(size=(2, 4, 6, 3, 5)).astype('float32')
-gamma, beta = rng.normal(size=(2, 6)).astype('float32')
-before = mean, var, numeric, *ours = found()
-npx.set_np()
-for a, b in zip(before, found(), strict=True):
-    np.testing.assert_array_equal(a, b)
-npx.reset_np()
-arrays = [nd.array(a) for a in (X, gamma, beta)]
-for a in arrays:
-    a.attach_grad()
-with autograd.record():
-    Y = nd.BatchNorm(*arrays, nd.zeros(6), nd.ones(6), eps=1e-5,
-                     fix_gamma=False)
-Y.backward(nd.array(dY))
-for a, b in zip(ours, (Y, *(a.grad for a in arrays)), strict=True):
-    np.testing.assert_allclose(a, b.asnumpy(), rtol=1e-4, atol=1e-4)
-np.testing.assert_allclose(mean, X.mean((0, 2, 3), 'float64'))
-np.testing.assert_allclose(var, X.var((0, 2, 3), 'float64'))
-np.testing.assert_allclose(numeric, 2, rtol=1e-8)
-'''
-    subprocess.run([sys.executable, '-c', program], check=True)
+    before = mean, var, numeric, *ours = found()
+    npx.set_np()
+    try:
+        after = found()
+    finally:
+        npx.reset_np()
+    for a, b in zip(before, after, strict=True):
+        assert_array_equal(a, b)
+    arrays = [nd.array(a) for a in (X, gamma, beta)]
+    for a in arrays:
+        a.attach_grad()
+    with autograd.record():
+        Y = nd.BatchNorm(*arrays, nd.zeros(6), nd.ones(6), eps=1e-5,
+                         fix_gamma=False)
+    Y.backward(nd.array(dY))
+    for a, b in zip(ours, (Y, *(a.grad for a in arrays)), strict=True):
+        assert_allclose(a, b.asnumpy(), rtol=1e-4, atol=1e-4)
+    assert_allclose(mean, X.mean((0, 2, 3), 'float64'))
+    assert_allclose(var, X.var((0, 2, 3), 'float64'))
+    assert_allclose(numeric, 2, rtol=1e-8)
 
 
 # --- population statistics ---------------------------------------------------
