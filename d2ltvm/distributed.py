@@ -123,13 +123,14 @@ class SyncBatchNorm(Function):
         self.var = M2 / self.count
         inv_std = 1 / np.sqrt(self.var + self.eps)
         self.scale = gamma.asnumpy() * inv_std
-        self.X_hat = (_last(X) - self.mean) * inv_std
+        x = np.moveaxis(X.asnumpy(), 1, -1)  # channels last, as the mean
+        self.X_hat = (x - self.mean) * inv_std
         Y = gamma.asnumpy() * self.X_hat + beta.asnumpy()
         return nd.array(np.moveaxis(Y, -1, 1), dtype=X.dtype)
 
     def backward(self, dY: nd.NDArray) -> tuple[nd.NDArray, ...]:
         """Gradients by gamma and beta, of this worker, and by X."""
-        g = _last(dY)
+        g = np.moveaxis(dY.asnumpy(), 1, -1)
         axes = tuple(range(g.ndim - 1))
         sums = [(g * self.X_hat).sum(axes), g.sum(axes, 'float64')]
         total = self.exchange.gather(np.concatenate(sums),
@@ -138,12 +139,6 @@ class SyncBatchNorm(Function):
         dX = self.scale * (g - dbeta - self.X_hat * dgamma)
         return tuple(nd.array(a, dtype=dY.dtype)
                      for a in (*sums, np.moveaxis(dX, -1, 1)))
-
-
-# chapters/distributed.ipynb, cell fn-sync
-def _last(array: nd.NDArray) -> np.ndarray:
-    """In NumPy, channels last: then (C,) fits without a new shape."""
-    return np.moveaxis(array.asnumpy(), 1, -1)
 
 
 # chapters/distributed.ipynb, cell fn-norm

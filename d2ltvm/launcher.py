@@ -192,7 +192,7 @@ class Exchange(Progress):
         return row[None]
 
 
-# chapters/launcher.ipynb, cell fn-exchange
+# chapters/launcher.ipynb, cell fn-check-row
 def _check_row(name: str, array: np.ndarray, *dtypes: str) -> None:
     """Raise unless `array` is a row, not empty, of one of these dtypes."""
     check_array(name, array, dtypes, (None,))
