@@ -111,10 +111,12 @@ def training():
         forward_programs,
         gpu_grid,
     )
-    grid = gpu_grid(INFERENCE[0][0])
-    programs = forward_programs(grid, True) + backward_programs(grid, True)
-    for name, program in zip(TRAINING, programs, strict=True):
-        yield {'name': name, 'shape': list(INFERENCE[0][0])}, program
+    shape = INFERENCE[0][0]
+    for dtype in ('float32', 'float16'):
+        grid = gpu_grid(shape, dtype=dtype)
+        programs = forward_programs(grid, True) + backward_programs(grid, True)
+        for name, program in zip(TRAINING, programs, strict=True):
+            yield {'name': name, 'shape': list(shape), 'dtype': dtype}, program
 
 
 def main(argv=None):

@@ -208,7 +208,7 @@ def _gpu(options: argparse.Namespace) -> int:
     return 0
 
 
-# chapters/command_line.ipynb, cell fn-gpu
+# chapters/command_line.ipynb, cell fn-gpu-arguments
 def _add_gpu(commands: Any) -> None:
     """Declare the arguments of `gpu`."""
     parser = commands.add_parser(

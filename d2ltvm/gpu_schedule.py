@@ -31,7 +31,7 @@ with needed_for('d2ltvm.gpu_schedule'):
     from tvm.script import tirx as T
     from tvm.support import nvcc
     from tvm.target import Target
-    from tvm.tirx.build import split_host_device_mods
+    from tvm.tirx.build import codegen_build, split_host_device_mods
 
 __all__ = ['GPU_LIMITS', 'Launch', 'MULTIPROCESSORS', 'OpenCLProgram',
            'bench_gpu', 'build_opencl', 'compile_ptx', 'cuda_kernel',
@@ -138,19 +138,12 @@ def cuda_source(mod: tvm.IRModule | tirx.PrimFunc,
     TypeError
         If `mod` is something else.
     ValueError
-        If `target` is of another kind, no loop is bound, or a launch is
-        larger than CUDA allows.
+        If `target` is of another kind, no loop is bound, a launch is
+        larger than CUDA allows, or TVM cannot write the source.
     RuntimeError
         If there is a driver but no compiler.
     """
-    made = _check_target(target)
-    launch_plan(mod, 'cuda')
-    with made:
-        kernels = tvm.compile(mod, target=made).mod.imports
-    if not kernels:
-        raise ValueError('mod: expected loops that are bound to threads, '
-                         'got a program for the host alone')
-    return kernels[0].inspect_source()
+    return _source(mod, _check_target(target))
 
 
 # chapters/gpu_schedule.ipynb, cell fn-launch
@@ -235,6 +228,9 @@ GPU_LIMITS = {
 def _check_launch(launch: Launch, kind: str) -> None:
     """Refuse a launch that a GPU of this kind would not start."""
     threads, blocks, shared = GPU_LIMITS[kind]
+    if min(launch.grid + launch.block) < 1:
+        raise ValueError('mod: expected at least one block of one thread, '
+                         f'got grid {launch.grid}, block {launch.block}')
     depth = launch.block[2] if kind != 'opencl' else 1
     if math.prod(launch.block) > threads or depth > 64:
         raise ValueError(f'block: expected at most {threads} threads for '
@@ -270,24 +266,43 @@ def _nodes(node: Any) -> Iterator[tvm_ffi.Object]:
 
 # chapters/gpu_schedule.ipynb, cell fn-launch-plan
 def _lower(mod: tvm.IRModule | tirx.PrimFunc, target: Target
-           ) -> tuple[tirx.PrimFunc, dict[str, tirx.PrimFunc]]:
-    """The function for the host, and the kernels by name."""
+           ) -> tuple[tirx.PrimFunc, tvm.IRModule]:
+    """The function for the host, and the kernels."""
     _check_mod(mod)
     if isinstance(mod, tirx.PrimFunc):
         mod = tvm.IRModule({'main': mod})
     with target:
         lowered = tirx.get_default_tir_pipeline(target)[0](
             tirx.transform.BindTarget(target)(mod))
-    host, device = split_host_device_mods(lowered)
-    kernels = {name.name_hint: func for part in device.values()
-               for name, func in part.functions.items()}
-    if not kernels:
+    host, devices = split_host_device_mods(lowered)
+    if not devices:
         raise ValueError('mod: expected loops that are bound to threads, '
                          'got a program for the host alone')
     if len(host.functions) != 1:
         raise ValueError('mod: expected one function, got '
                          f'{len(host.functions)}')
-    return next(iter(host.functions.values())), kernels
+    device, = devices.values()
+    return next(iter(host.functions.values())), device
+
+
+# chapters/gpu_schedule.ipynb, cell fn-launch-plan
+def _plan(host: tirx.PrimFunc, device: tvm.IRModule, kind: str
+          ) -> list[Launch]:
+    """The launches in a function for the host."""
+    kernels = {name.name_hint: func
+               for name, func in device.functions.items()}
+    names: dict = {}
+    plan = []
+    for node in _nodes(host.body):
+        if isinstance(node, tirx.DeclBuffer):  # a parameter, or a view of one
+            source = getattr(node.data, 'args', [None])[0]
+            names[node.buffer] = names.get(source, node.buffer.name)
+        elif (isinstance(node, Call)
+              and node.op.name == 'tirx.call_ffi_kernel'):
+            plan.append(_launch(node, names, kernels[node.args[0].value]))
+    for launch in plan:
+        _check_launch(launch, kind)
+    return plan
 
 
 # chapters/gpu_schedule.ipynb, cell fn-launch-plan
@@ -314,29 +329,29 @@ def launch_plan(mod: tvm.IRModule | tirx.PrimFunc,
         If `mod` is something else.
     ValueError
         If `kind` is another one, `mod` has not this form, or a launch is
-        larger than this kind of GPU allows.
+        larger than this kind of GPU allows, or has no threads.
     """
-    host, kernels = _lower(mod, gpu_target(kind))
-    names: dict = {}
-    plan = []
-    for node in _nodes(host.body):
-        if isinstance(node, tirx.DeclBuffer):  # a parameter, or a view of one
-            source = getattr(node.data, 'args', [None])[0]
-            names[node.buffer] = names.get(source, node.buffer.name)
-        elif (isinstance(node, Call)
-              and node.op.name == 'tirx.call_ffi_kernel'):
-            plan.append(_launch(node, names, kernels[node.args[0].value]))
-    for launch in plan:
-        _check_launch(launch, kind)
-    return plan
+    return _plan(*_lower(mod, gpu_target(kind)), kind)
+
+
+# chapters/gpu_schedule.ipynb, cell fn-sources
+def _written(device: tvm.IRModule, target: Target) -> str:
+    """The source that TVM writes for kernels."""
+    finish = tirx.get_default_tir_pipeline(target)[2]
+    try:
+        with target:
+            return codegen_build(finish()(device), target).inspect_source()
+    except tvm.error.InternalError as error:
+        raise ValueError(f'mod: TVM writes no source for {target.kind.name}: '
+                         f'{error}') from error
 
 
 # chapters/gpu_schedule.ipynb, cell fn-sources
 def _source(mod: tvm.IRModule | tirx.PrimFunc, target: Target) -> str:
     """The source of all kernels, after a look at their launches."""
-    launch_plan(mod, target.kind.name)
-    with target:
-        return tvm.compile(mod, target=target).mod.imports[0].inspect_source()
+    host, device = _lower(mod, target)
+    _plan(host, device, target.kind.name)
+    return _written(device, target)
 
 
 # chapters/gpu_schedule.ipynb, cell fn-sources
@@ -379,7 +394,8 @@ def wgsl_source(mod: tvm.IRModule | tirx.PrimFunc) -> str:
     Raises
     ------
     TypeError, ValueError
-        As `launch_plan`.
+        As `launch_plan`, or if TVM cannot write it: its WGSL has no
+        vectors of more than 4 lanes, such as those of float16.
     """
     return _source(mod, gpu_target('webgpu'))
 
@@ -431,8 +447,12 @@ def _opencl_device(platform: str) -> Any:
     except pyopencl.LogicError:  # none at all
         drivers = []
     for driver in drivers:
-        if platform.lower() in driver.name.lower():
-            return driver.get_devices()[0]
+        if str(platform).lower() in driver.name.lower():
+            try:
+                return driver.get_devices()[0]
+            except (IndexError, pyopencl.Error) as error:
+                raise RuntimeError(f'platform: {driver.name} has no device'
+                                   ) from error
     raise RuntimeError(
         f'platform: no OpenCL driver is named like {platform!r}; there are '
         f'{[driver.name for driver in drivers]}. The packages pocl-binary-'
@@ -480,8 +500,12 @@ class OpenCLProgram:
         except pyopencl.RuntimeError as error:
             raise RuntimeError(f'{self.device} refuses the source: {error}'
                                ) from error
-        self._kernels = [getattr(self._program, launch.kernel)
-                         for launch in plan]
+        try:
+            self._kernels = [getattr(self._program, launch.kernel)
+                             for launch in plan]
+        except AttributeError as error:
+            raise ValueError(f'source: {error}, which the program starts'
+                             ) from error
 
     def __call__(self, *arrays: np.ndarray) -> None:
         """Run the program; arrays that it writes to are changed.
@@ -490,7 +514,8 @@ class OpenCLProgram:
         ------
         TypeError, ValueError
             If the arrays are not as many, or one has another type, dtype
-            or shape, is not contiguous, or is read-only though written.
+            or shape, is not contiguous, or is read-only though written;
+            or if two that are written share memory.
         MemoryError
             If the device has not enough memory.
         """
@@ -508,6 +533,10 @@ class OpenCLProgram:
             if name in written and not array.flags.writeable:
                 raise ValueError(f'{name}: expected an array that can be '
                                  'written to')
+        for first, second in itertools.combinations(sorted(written), 2):
+            if np.may_share_memory(given[first], given[second]):
+                raise ValueError(f'{second}: expected other memory than that '
+                                 f'of {first}; both are written')
         flags = pyopencl.mem_flags
         try:
             buffers = {name: pyopencl.Buffer(
@@ -554,19 +583,25 @@ def build_opencl(mod: tvm.IRModule | tirx.PrimFunc,
     Raises
     ------
     TypeError, ValueError
-        As `launch_plan`, or if a block is larger than the device allows,
-        or the program computes in float16, which this device only stores.
+        As `launch_plan`, or if `source` lacks a kernel of the program, a
+        block is larger than the device allows, or the program computes
+        in float16, which this device only stores.
     RuntimeError
         If there is no such driver, or it refuses the source.
     ModuleNotFoundError
         If pyopencl is not installed.
     """
-    plan = launch_plan(mod)
-    source = opencl_source(mod) if source is None else source
+    target = gpu_target('opencl')
+    host, kernels = _lower(mod, target)
+    plan = _plan(host, kernels, 'opencl')
+    if source is None:
+        source = _written(kernels, target)
+    elif not isinstance(source, str):
+        raise TypeError(f'source: expected a str, got '
+                        f'{type(source).__name__}')
     device = _opencl_device(platform)
     if 'cl_khr_fp16' in source and 'cl_khr_fp16' not in device.extensions:
-        _, kernels = _lower(mod, gpu_target('opencl'))
-        source = _without_half(source, kernels.values())
+        source = _without_half(source, kernels.functions.values())
     func = mod
     if isinstance(mod, tvm.IRModule):
         func, = mod.functions.values()
@@ -583,6 +618,29 @@ def _cut(rows: int, length: int, lanes: int, threads: int,
     return threads, parts, -(-vectors // (parts * threads))
 
 
+# chapters/gpu_schedule.ipynb, cell fn-pieces
+def _pieces(lanes: int, dtype: str) -> tuple[Any, Any]:
+    """What a thread does with a whole vector, and with one element."""
+    def affine(x: Expr, s: tvm.tirx.Buffer) -> Expr:
+        return T.Cast(dtype, T.Cast('float32', x) * s[0] + s[1])
+
+    @T.inline
+    def vector(x, y, i, v, s):
+        for j in T.vectorized(lanes):
+            v[j] = x[i * lanes + j]
+        for j in T.unroll(lanes):
+            v[j] = affine(v[j], s)
+        for j in T.vectorized(lanes):
+            y[i * lanes + j] = v[j]
+
+    @T.inline
+    def single(x, y, i, end, part, s):
+        if part == 0 and i < end:
+            y[i] = affine(x[i], s)
+
+    return vector, single
+
+
 # chapters/gpu_schedule.ipynb, cell fn-program
 def _program(shape: tuple[int, ...], dtype: str, eps: float, threads: int,
              blocks: int) -> tvm.tirx.PrimFunc:
@@ -592,9 +650,7 @@ def _program(shape: tuple[int, ...], dtype: str, eps: float, threads: int,
     threads, parts, steps = _cut(rows, length, lanes, threads, blocks)
     eps, dtype, edges = float(eps), str(dtype), length % lanes > 0
     each, f32 = (C, 1, 1), 'float32'
-
-    def affine(x: Expr, s: tvm.tirx.Buffer) -> Expr:
-        return T.Cast(dtype, T.Cast(f32, x) * s[0] + s[1])
+    vector, single = _pieces(lanes, dtype)
 
     @T.prim_func(s_tir=True)
     def main(X: T.Buffer((N, C, H, W), dtype), mean: T.Buffer(each, f32),
@@ -621,19 +677,11 @@ def _program(shape: tuple[int, ...], dtype: str, eps: float, threads: int,
                             i = T.meta_var(
                                 first + (k * parts + part) * threads + t)
                             if (i + 1) * lanes <= end:
-                                for j in T.vectorized(lanes):
-                                    v[j] = x[i * lanes + j]
-                                for j in T.unroll(lanes):
-                                    v[j] = affine(v[j], s)
-                                for j in T.vectorized(lanes):
-                                    y[i * lanes + j] = v[j]
+                                vector(x, y, i, v, s)
                         if edges:
-                            if part == 0 and start + t < T.min(
-                                    first * lanes, end):
-                                y[start + t] = affine(x[start + t], s)
-                            if part == 0 and stop * lanes + t < end:
-                                y[stop * lanes + t] = affine(
-                                    x[stop * lanes + t], s)
+                            single(x, y, start + t,
+                                   T.min(first * lanes, end), part, s)
+                            single(x, y, stop * lanes + t, end, part, s)
     return main
 
 
@@ -941,6 +989,9 @@ def bench_gpu(shape: tuple[int, ...], dtype: str = 'float32',
               eps: float = 1e-5, fresh: int = 2 ** 28) -> dict[str, Any]:
     """Check and time `cuda_kernel` on the first GPU.
 
+    The clock is that of the host: many calls, then one wait for the GPU.
+    So it needs no events of the GPU, and a time includes the calls.
+
     Parameters
     ----------
     shape, dtype, eps
@@ -982,6 +1033,7 @@ def bench_gpu(shape: tuple[int, ...], dtype: str = 'float32',
         sets = [(tvm.runtime.tensor(X, gpu),
                  tvm.runtime.tensor(np.full_like(X, np.nan), gpu))
                 for _ in range(pairs)]
+        peers = _peers(pairs, *given)
     except RuntimeError as cause:
         if 'out of memory' not in str(cause):
             raise
@@ -995,7 +1047,7 @@ def bench_gpu(shape: tuple[int, ...], dtype: str = 'float32',
     calls = {'TVM': (_in_turn(lambda x, y: bn(x, *params, y), sets),
                      gpu.sync, tvm.__version__),
              'copy': (_in_turn(lambda x, y: x.copyto(y), sets), gpu.sync,
-                      None), **_peers(pairs, *given)}
+                      None), **peers}
     return {'device': str(gpu.device_name), 'shape': list(map(int, shape)),
             'dtype': dtype, 'bytes': 2 * X.nbytes, 'pairs': pairs,
             'error': error, 'seconds': {

@@ -13,15 +13,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ['CuPyMachine', 'EPS', 'FLUSH', 'INFERENCE', 'PROLOGUE', 'TOLERANCE',
-           'TRAINING', 'TVMMachine', 'check_gpu', 'gpu_case', 'gpu_cases',
-           'gpu_report', 'measure_gpu', 'pack_gpu', 'run_gpu', 'run_packed']
+__all__ = ['CuPyMachine', 'EPS', 'EVENTS', 'FLUSH', 'INFERENCE', 'PROLOGUE',
+           'TOLERANCE', 'TRAINING', 'TVMMachine', 'check_gpu', 'gpu_case',
+           'gpu_cases', 'gpu_report', 'measure_gpu', 'pack_gpu', 'run_gpu',
+           'run_packed']
 
 
 # chapters/gpu_server.ipynb, cell fn-cases
@@ -48,9 +50,9 @@ def gpu_cases() -> list[tuple[str, tuple[int, ...], str]]:
     list of tuple
         `kind` is 'inference' or 'training'.
     """
-    return [*(('inference', shape, dtype) for dtype in ('float32', 'float16')
-              for shape in INFERENCE),
-            *(('training', shape, 'float32') for shape in TRAINING)]
+    return [(kind, shape, dtype) for kind, shapes in (
+                ('inference', INFERENCE), ('training', TRAINING))
+            for dtype in ('float32', 'float16') for shape in shapes]
 
 
 # chapters/gpu_server.ipynb, cell fn-case
@@ -62,7 +64,10 @@ def _programs(kind: str, shape: tuple[int, ...], dtype: str
                                      gpu_grid)
     if kind == 'inference':
         return {kind: [cuda_schedule(shape, dtype, EPS).mod['main']]}
-    grid = gpu_grid(shape)
+    if kind != 'training':
+        raise ValueError("kind: expected 'inference' or 'training', got "
+                         f'{kind!r}')
+    grid = gpu_grid(shape, dtype=dtype)
     return {'forward': forward_programs(grid),
             'backward': backward_programs(grid)}
 
@@ -105,10 +110,414 @@ def gpu_case(kind: str, shape: tuple[int, ...], dtype: str,
                        for each, programs in passes.items()}}
 
 
+# chapters/gpu_server.ipynb, cell fn-exact
+TOLERANCE = {'float32': 1e-5, 'float16': 1e-3}
+
+
+# chapters/gpu_server.ipynb, cell fn-inputs
+def _inputs(case: dict[str, Any], offset: float) -> dict[str, np.ndarray]:
+    """Arrays to begin with, the shapes not yet those of the programs."""
+    rng, shape = np.random.default_rng(0), tuple(case['shape'])
+    X = (rng.standard_normal(shape, 'float32') + np.float32(offset)
+         ).astype(case['dtype'])
+    gamma, beta = rng.standard_normal((2, shape[1]), 'float32')
+    given = {'X': X, 'gamma': gamma, 'beta': beta}
+    if case['kind'] == 'inference':
+        x = X.astype('float64')
+        return given | {'mean': x.mean((0, 2, 3)).astype('float32'),
+                        'var': x.var((0, 2, 3)).astype('float32')}
+    return given | {
+        'dY': rng.standard_normal(shape, 'float32').astype(X.dtype),
+        'numbers': np.array([0.9, EPS], 'float32'),
+        'moving': np.stack([0 * gamma, 0 * gamma + 1])}
+
+
+# chapters/gpu_server.ipynb, cell fn-exact-one
+def _exact(given: dict[str, np.ndarray]) -> dict[str, tuple]:
+    """Exact outputs, and what their errors are relative to."""
+    each = {name: array.astype('float64') if array.ndim == 4 else
+            array.astype('float64').reshape(-1, 1, 1)
+            for name, array in given.items() if name not in ('numbers',
+                                                             'moving')}
+    x, gamma, beta = each['X'], each['gamma'], each['beta']
+    if 'mean' in each:
+        scale = gamma / np.sqrt(each['var'] + EPS)
+        y = (x - each['mean']) * scale + beta
+        return {'out': (y, abs(scale) * (abs(x) + abs(each['mean']))
+                        + abs(beta))}
+    axes, dy = (0, 2, 3), each['dY']
+    mean, var = (f(axes, keepdims=True)[0] for f in (x.mean, x.var))
+    inverse = 1 / np.sqrt(var + EPS)
+    normal = (x - mean) * inverse
+    dbeta, dgamma = (a.sum(axes, keepdims=True)[0] for a in (
+        dy, dy * normal))
+    m = x[:, 0].size
+    exact = {'Y': gamma * normal + beta, 'dgamma': dgamma, 'dbeta': dbeta,
+             'dX': gamma * inverse * (dy - dbeta / m - normal * dgamma / m)}
+    moving = np.stack([mean, var]) * 0.1 + np.array(
+        [0, 0.9]).reshape(2, 1, 1, 1)
+    return {**{name: (array, abs(array).max() or 1)
+               for name, array in exact.items()},
+            'moving': (moving, abs(moving).max((1, 2, 3), keepdims=True))}
+
+
+# chapters/gpu_server.ipynb, cell fn-check
+def _placed(case: dict[str, Any], given: dict[str, np.ndarray],
+            machine: Any) -> dict[str, Any]:
+    """All arrays of a case on the GPU, those without values full of NaN."""
+    return {name: machine.put(np.ascontiguousarray(
+        given[name].reshape(shape)) if name in given else
+        np.full(shape, np.nan, dtype))
+        for name, (shape, dtype) in case['arrays'].items()}
+
+
+# chapters/gpu_server.ipynb, cell fn-prepared
+def _prepared(case: dict[str, Any], arrays: dict[str, Any], machine: Any
+              ) -> dict[str, Callable[[], None]]:
+    """What runs each pass of a case."""
+    def whole(calls: list[Callable[[], None]]) -> Callable[[], None]:
+        def run() -> None:
+            for call in calls:
+                call()
+        return run
+
+    return {name: whole([machine.prepare(step, arrays) for step in steps])
+            for name, steps in case['passes'].items()}
+
+
+# chapters/gpu_server.ipynb, cell fn-check-gpu
+def check_gpu(case: dict[str, Any], machine: Any, offset: float = 0
+              ) -> dict[str, float]:
+    """Run all passes of a case, and compare with float64.
+
+    Parameters
+    ----------
+    case : dict
+        One of `machine.cases`.
+    machine : CuPyMachine or TVMMachine
+    offset : float
+        Added to normal data.
+
+    Returns
+    -------
+    dict
+        The largest relative error of each output.
+
+    Raises
+    ------
+    RuntimeError
+        If an error exceeds the `TOLERANCE` of the output's dtype.
+    MemoryError
+        If there is not enough memory.
+    """
+    given = _inputs(case, offset)
+    arrays = _placed(case, given, machine)
+    for run in _prepared(case, arrays, machine).values():
+        run()
+    errors = {}
+    for name, (exact, terms) in _exact(given).items():
+        got = machine.get(arrays[name]).reshape(exact.shape)
+        errors[name] = float((abs(got - exact) / terms).max())
+        if not errors[name] <= TOLERANCE[case['arrays'][name][1]]:
+            raise RuntimeError(
+                f'{case["kind"]}, {case["shape"]}, {case["dtype"]}, offset '
+                f'{offset}: {name} is wrong, relative error {errors[name]:g}')
+    return errors
+
+
+# chapters/gpu_server.ipynb, cell fn-by-events
+EVENTS = 'events of the GPU'
+
+
+# chapters/gpu_server.ipynb, cell fn-by-events
+def _by_events(cuda: Any, call: Callable[[], Any],
+               flush: Callable[[], Any], repeat: int) -> list[float]:
+    """Seconds between two marks in the GPU's queue."""
+    times = []
+    for _ in range(repeat):
+        flush()
+        begin, end = cuda.Event(), cuda.Event()
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(cuda.get_elapsed_time(begin, end) / 1e3)
+    return times
+
+
+# chapters/gpu_server.ipynb, cell fn-by-host
+def _by_host(wait: Callable[[], Any], call: Callable[[], Any],
+             flush: Callable[[], Any], repeat: int) -> list[float]:
+    """Seconds on this computer's clock, launch and wait included."""
+    times = []
+    for _ in range(repeat):
+        flush()
+        wait()
+        begin = time.perf_counter()
+        call()
+        wait()
+        times.append(time.perf_counter() - begin)
+    return times
+
+
+# chapters/gpu_server.ipynb, cell fn-by-host
+def _clock(probe: Callable[[], list[float]]) -> str:
+    """`EVENTS`, if they time what must take some time; else why not."""
+    try:
+        seconds, = probe()
+        why = '' if 0 < seconds < 60 else f'they say {seconds:g} s'
+    except (AttributeError, RuntimeError, ValueError) as error:
+        why = f'{type(error).__name__}: {error}'.partition('\n')[0][:200]
+    return EVENTS if not why else (
+        f"this computer's, launches included; no events of the GPU: {why}")
+
+
+# chapters/gpu_server.ipynb, cell fn-torch
+def _passes_of_torch(torch: Any, case: dict[str, Any],
+                     arrays: dict[str, Any]) -> dict[str, dict[str, Callable]]:
+    """PyTorch on our arrays: for each pass, calls by name, which return Y."""
+    t = {name: torch.from_dlpack(array) for name, array in arrays.items()}
+    x, gamma, beta = (t[name].reshape(case['shape'] if name == 'X' else -1)
+                      for name in ('X', 'gamma', 'beta'))
+    y, function = torch.empty_like(x), torch.nn.functional.batch_norm
+    training = case['kind'] == 'training'
+    spare = [torch.empty_like(gamma[:None if training else 0])
+             for _ in range(2)]  # PyTorch saves the statistics in training
+    names = ('PyTorch batch_norm', 'PyTorch native_batch_norm, given output',
+             'cuDNN through PyTorch')
+
+    def calls(mean: Any, var: Any) -> dict[str, Callable]:
+        last = training, 0.1, EPS
+        return dict(zip(names, (
+            lambda: function(x, mean, var, gamma, beta, *last),
+            lambda: torch.native_batch_norm(
+                x, gamma, beta, mean, var, *last, out=(y, *spare))[0],
+            lambda: torch.cudnn_batch_norm(
+                x, gamma, beta, mean, var, *last)[0]), strict=True))
+
+    if not training:
+        return {'inference': calls(t['mean'].reshape(-1),
+                                   t['var'].reshape(-1))}
+    dy = t['dY'].reshape(x.shape)
+    moving = torch.zeros_like(gamma), torch.ones_like(gamma)
+    forward = calls(*moving)
+    back, wanted = torch.ops.aten, [True, True, True]
+    leaves = [a.detach().requires_grad_() for a in (x, gamma, beta)]
+
+    def eager() -> Any:
+        with torch.enable_grad():
+            out = function(leaves[0], *moving, *leaves[1:], True, 0.1, EPS)
+            torch.autograd.grad(out, leaves, dy)
+        return out.detach()
+
+    def native() -> Any:
+        forward[names[1]]()
+        back.native_batch_norm_backward(dy, x, gamma, *moving, *spare, True,
+                                        EPS, wanted)
+        return y
+
+    def cudnn() -> Any:
+        out, *saved, rest = torch.cudnn_batch_norm(x, gamma, beta, *moving,
+                                                   True, 0.1, EPS)
+        back.cudnn_batch_norm_backward(x, dy, gamma, *moving, *saved, EPS,
+                                       rest)
+        return out
+
+    return {'forward': forward, 'training': dict(zip(
+        names, (eager, native, cudnn), strict=True))}
+
+
+# chapters/gpu_server.ipynb, cell fn-race
+def _torch() -> Any:
+    """PyTorch, if it is here and sees a GPU."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch if torch.cuda.is_available() else None
+
+
+# chapters/gpu_server.ipynb, cell fn-timed
+def _timed(call: Callable[[], Any], machine: Any, repeat: int
+           ) -> dict[str, float]:
+    """Median, and the tenth and the ninth tenth, in microseconds."""
+    times = machine.seconds(call, repeat)
+    if not min(times) > 0:
+        raise RuntimeError(f'clock: {machine.clock} say that a call takes '
+                           f'{min(times):g} s')
+    low, median, high = 1e6 * np.quantile(times, [0.1, 0.5, 0.9])
+    return {'median': round(float(median), 3), 'low': round(float(low), 3),
+            'high': round(float(high), 3)}
+
+
+# chapters/gpu_server.ipynb, cell fn-peer
+def _peer(call: Callable[[], Any], exact: np.ndarray, machine: Any,
+          repeat: int) -> Any:
+    """The times of a call of PyTorch; a text if it fails."""
+    try:
+        got = call().cpu().numpy().reshape(exact.shape).astype('float32')
+        difference = float(abs(got - exact).max() / abs(exact).max())
+        if not difference < 1e-2:
+            return f'another result: relative difference {difference:g}'
+        return _timed(call, machine, repeat)
+    except Exception as error:  # of any kind: it does not end the race
+        return f'{type(error).__name__}: {error}'[:200]
+
+
+# chapters/gpu_server.ipynb, cell fn-race-one
+def _race(case: dict[str, Any], machine: Any, repeat: int
+          ) -> dict[str, dict[str, Any]]:
+    """Times of each pass of a case, of all who take part."""
+    torch, arrays = _torch(), _placed(case, _inputs(case, 0), machine)
+    ours = _prepared(case, arrays, machine)
+    source = arrays['X']
+    target = arrays['out' if case['kind'] == 'inference' else 'Y']
+    for run in ours.values():
+        run()
+    y = machine.get(target).astype('float32')
+    if case['kind'] == 'training':
+        def both() -> None:
+            ours['forward']()
+            ours['backward']()
+
+        ours['training'] = both
+    times = {name: {'the book': _timed(run, machine, repeat)}
+             for name, run in ours.items()}
+    if torch:
+        with torch.no_grad():
+            for name, calls in _passes_of_torch(torch, case, arrays).items():
+                times[name] |= {each: _peer(call, y, machine, repeat)
+                                for each, call in calls.items()}
+    copied = _timed(lambda: machine.copy(source, target), machine, repeat)
+    return {'copy': {'the device': copied}, **times}
+
+
+# chapters/gpu_server.ipynb, cell fn-measure
+def measure_gpu(machine: Any, repeat: int = 60,
+                say: Callable[[str], object] = print) -> dict[str, Any]:
+    """Check all programs on a GPU, then measure them.
+
+    Parameters
+    ----------
+    machine : CuPyMachine or TVMMachine
+    repeat : int
+        Times that each call is timed.
+    say : callable
+        Called with a line on the clock, then with one for each case.
+
+    Returns
+    -------
+    dict
+        For `json.dump`: 'gpu', 'clock' and what else is known of the
+        machine, versions, 'repeat'; 'results', for each case 'kind',
+        'shape', 'dtype', 'bytes' of `X`, 'errors' by offset, and
+        'microseconds', by pass
+        and name: 'median', 'low', 'high' (a tenth is below, above), or a
+        text that says why not. A case with too little memory has
+        'left out' in place of errors and times.
+
+    Raises
+    ------
+    RuntimeError
+        If a result is wrong; nothing is measured then.
+    ValueError
+        If `repeat` is less than 1, or a launch larger than CUDA allows.
+    """
+    if not isinstance(repeat, int) or repeat < 1:
+        raise ValueError(f'repeat: expected at least 1, got {repeat!r}')
+    say(f'clock: {machine.clock}')
+    results = []
+    for case in machine.cases:
+        result = {key: case[key] for key in ('kind', 'shape', 'dtype')}
+        result['bytes'] = math.prod(case['shape']) * np.dtype(
+            case['dtype']).itemsize
+        results.append(result)
+        try:
+            result['errors'] = {
+                str(offset): {name: float(f'{error:.2e}')
+                              for name, error in check_gpu(
+                                  case, machine, offset).items()}
+                for offset in (0, 1000)}
+        except MemoryError as error:
+            result['left out'] = f'too little memory: {error}'
+    for case, result in zip(machine.cases, results, strict=True):
+        if 'errors' in result:
+            try:
+                result['microseconds'] = _race(case, machine, repeat)
+            except MemoryError as error:
+                result['left out'] = f'too little memory: {error}'
+        say(f'{case["kind"]} {case["shape"]} {case["dtype"]}: '
+            + result.get('left out', 'checked and measured'))
+    torch = _torch()
+    return {**machine.facts(), 'repeat': repeat,
+            'python': platform.python_version(), 'numpy': np.__version__,
+            'torch': torch and torch.__version__,
+            'cudnn': torch and torch.backends.cudnn.version(),
+            'results': results}
+
+
+# chapters/gpu_server.ipynb, cell fn-report
+def gpu_report(path: str | Path) -> str:
+    """Say what a file of `run_gpu` holds, or that nothing is measured.
+
+    Parameters
+    ----------
+    path : path
+        The file; it may be missing.
+
+    Returns
+    -------
+    str
+        The card, the clock, then a line for each pass: shape, dtype, and
+        median microseconds of the book, of the quickest form of PyTorch,
+        and of a copy of `X`.
+
+    Raises
+    ------
+    ValueError
+        If the file has another form.
+    """
+    path = Path(path)
+    if not path.exists():
+        return (f'Not measured: there is no {path.name}. No GPU was at hand '
+                'when this page was made.')
+    try:
+        found = json.loads(path.read_text())
+        lines = [f'{found["gpu"]} ({found["arch"]}), by {found["way"]}, '
+                 f'PyTorch {found["torch"]}, medians of {found["repeat"]}',
+                 f'clock: {found["clock"]}']
+        for case in found['results']:
+            name = f'{"x".join(map(str, case["shape"])):15} {case["dtype"]}'
+            if 'left out' in case:
+                lines.append(f'{case["kind"]:10} {name} {case["left out"]}')
+            for each, times in case.get('microseconds', {}).items():
+                if each != 'copy':
+                    lines.append(f'{each:10} {name} '
+                                 + _line(times, case['microseconds']['copy']))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'{path}: expected what `gpu` writes, got '
+                         f'{type(error).__name__}: {error}') from error
+    return '\n'.join(lines)
+
+
+# chapters/gpu_server.ipynb, cell fn-line
+def _line(times: dict[str, Any], copy: dict[str, Any]) -> str:
+    """Ours, the quickest of the others, and a copy."""
+    medians = {name: each['median'] for name, each in times.items()
+               if isinstance(each, dict)}
+    ours = medians.pop('the book')
+    other = (f'{min(medians.values()):9.1f}' if medians else
+             'no PyTorch')
+    return f'{ours:9.1f} us, PyTorch {other}, a copy ' + (
+        f'{copy["the device"]["median"]:.1f}')
+
+
 # chapters/gpu_server.ipynb, cell fn-prologue
 PROLOGUE = r"""#define uint unsigned int
 #define uchar unsigned char
 #define ushort unsigned short
+#define half2 uint1
+#define half4 uint2
 struct alignas(2) half {
   unsigned short bits;
   half() = default;
@@ -247,6 +656,13 @@ class CuPyMachine:
         If CuPy is not installed.
     RuntimeError
         If it finds no GPU.
+    ValueError
+        If the plan is damaged.
+
+    Attributes
+    ----------
+    clock : str
+        `EVENTS`, or which other clock is read, and why.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -257,14 +673,24 @@ class CuPyMachine:
             raise FileNotFoundError(f'{folder}: expected a folder written by '
                                     '`gpu --pack`, which has a file '
                                     'plan.json') from error
+        except ValueError as error:
+            raise ValueError(f'{folder}: its plan.json is damaged: {error}'
+                             ) from error
         self.cupy = _cupy()
         self.scratch = self.cupy.zeros(FLUSH, 'int8')
+        self.clock = _clock(lambda: _by_events(
+            self.cupy.cuda, self.flush, self.flush, 1))
+
+    def flush(self) -> None:
+        """Overwrite what the caches hold."""
+        self.scratch.fill(0)
 
     def facts(self) -> dict[str, Any]:
         """Card, driver and versions."""
         cuda = self.cupy.cuda
         card = cuda.runtime.getDeviceProperties(0)
         return {'gpu': card['name'].decode(), 'way': 'CuPy',
+                'clock': self.clock,
                 'arch': f'sm_{cuda.Device().compute_capability}',
                 'memory': card['totalGlobalMem'], 'l2': card['l2CacheSize'],
                 'driver': cuda.runtime.driverGetVersion(),
@@ -290,27 +716,27 @@ class CuPyMachine:
         path = self.folder / 'kernels' / step['name']
         arch = self.cupy.cuda.Device().compute_capability
         compiled = Path(f'{path}.sm_{arch}.cubin')
-        module = (self.cupy.RawModule(path=str(compiled))
-                  if compiled.exists() else self.cupy.RawModule(
-                      code=PROLOGUE + Path(f'{path}.cu').read_text()))
-        kernel = module.get_function(step['kernel'])
-        given = tuple(arrays[name] for name in step['arguments'])
+        given = ({'path': str(compiled)} if compiled.exists() else
+                 {'code': PROLOGUE + Path(f'{path}.cu').read_text()})
+        try:
+            kernel = self.cupy.RawModule(**given).get_function(step['kernel'])
+        except MemoryError:
+            raise
+        except Exception as error:  # that of CuPy's compiler has no base
+            raise RuntimeError(f'{step["name"]}: {type(error).__name__}: '
+                               f'{error}') from error
+        inputs = tuple(arrays[name] for name in step['arguments'])
         return lambda: kernel(tuple(step['grid']), tuple(step['block']),
-                              given)
+                              inputs)
 
     def seconds(self, call: Callable[[], Any], repeat: int) -> list[float]:
-        """Times on the GPU's clock, each after the caches were flushed."""
-        cuda, times = self.cupy.cuda, []
+        """Times by `clock`, each after the caches were flushed."""
+        cuda = self.cupy.cuda
         call()
-        for _ in range(repeat):
-            self.scratch.fill(0)
-            begin, end = cuda.Event(), cuda.Event()
-            begin.record()
-            call()
-            end.record()
-            end.synchronize()
-            times.append(cuda.get_elapsed_time(begin, end) / 1e3)
-        return times
+        if self.clock == EVENTS:
+            return _by_events(cuda, call, self.flush, repeat)
+        return _by_host(cuda.runtime.deviceSynchronize, call, self.flush,
+                        repeat)
 
 
 # chapters/gpu_server.ipynb, cell fn-tvm
@@ -327,6 +753,13 @@ class TVMMachine:
         If TVM is not installed.
     RuntimeError
         If it finds no such device.
+    MemoryError
+        If the device has less than `FLUSH` bytes.
+
+    Attributes
+    ----------
+    clock : str
+        `EVENTS`, or which other clock is read, and why.
     """
 
     def __init__(self, device: Any = None) -> None:
@@ -335,6 +768,13 @@ class TVMMachine:
         if not self.device.exist:
             raise RuntimeError('no NVIDIA GPU: TVM finds none')
         self._compiled: dict[Any, Any] = {}
+        zeros = np.zeros(FLUSH // 2, 'int8')
+        self._scratch = self.put(zeros), self.put(zeros)
+        self.clock = _clock(lambda: self._by_timer(self.flush, 1))
+
+    def flush(self) -> None:
+        """Overwrite what the caches hold."""
+        self.copy(*self._scratch)
 
     @functools.cached_property
     def cases(self) -> list[dict[str, Any]]:
@@ -346,6 +786,7 @@ class TVMMachine:
         """Card and versions."""
         version = self.device.compute_version or ''
         return {'gpu': self.device.device_name, 'way': 'TVM',
+                'clock': self.clock,
                 'arch': 'sm_' + version.replace('.', ''),
                 'tvm': self.tvm.__version__}
 
@@ -379,7 +820,14 @@ class TVMMachine:
         return lambda: call(*given)
 
     def seconds(self, call: Callable[[], Any], repeat: int) -> list[float]:
-        """Times on the device's clock, each after a flush of the caches."""
+        """Times by `clock`, each after the caches were flushed."""
+        if self.clock == EVENTS:
+            return self._by_timer(call, repeat)
+        call()
+        return _by_host(self.device.sync, call, self.flush, repeat)
+
+    def _by_timer(self, call: Callable[[], Any], repeat: int) -> list[float]:
+        """Times by TVM's timer, which reads events and flushes."""
         from tvm.runtime import _ffi_api
         from tvm_ffi import register_global_func
 
@@ -391,298 +839,6 @@ class TVMMachine:
             None, 'd2ltvm.gpu_server', self.device.dlpack_device_type(),
             self.device.index, 1, repeat, 0, 1, 0, 1, FLUSH, '')
         return np.frombuffer(timer(), 'float64').tolist()
-
-
-# chapters/gpu_server.ipynb, cell fn-exact
-TOLERANCE = {'float32': 1e-5, 'float16': 1e-3}
-
-
-# chapters/gpu_server.ipynb, cell fn-inputs
-def _inputs(case: dict[str, Any], offset: float) -> dict[str, np.ndarray]:
-    """Arrays to begin with, the shapes not yet those of the programs."""
-    rng, shape = np.random.default_rng(0), tuple(case['shape'])
-    X = (rng.standard_normal(shape, 'float32') + np.float32(offset)
-         ).astype(case['dtype'])
-    gamma, beta = rng.standard_normal((2, shape[1]), 'float32')
-    given = {'X': X, 'gamma': gamma, 'beta': beta}
-    if case['kind'] == 'inference':
-        x = X.astype('float64')
-        return given | {'mean': x.mean((0, 2, 3)).astype('float32'),
-                        'var': x.var((0, 2, 3)).astype('float32')}
-    return given | {
-        'dY': rng.standard_normal(shape, 'float32'),
-        'numbers': np.array([0.9, EPS], 'float32'),
-        'moving': np.stack([0 * gamma, 0 * gamma + 1])}
-
-
-# chapters/gpu_server.ipynb, cell fn-exact-one
-def _exact(given: dict[str, np.ndarray]) -> dict[str, tuple]:
-    """Exact outputs, and what their errors are relative to."""
-    each = {name: array.astype('float64') if array.ndim == 4 else
-            array.astype('float64').reshape(-1, 1, 1)
-            for name, array in given.items() if name not in ('numbers',
-                                                             'moving')}
-    x, gamma, beta = each['X'], each['gamma'], each['beta']
-    if 'mean' in each:
-        scale = gamma / np.sqrt(each['var'] + EPS)
-        y = (x - each['mean']) * scale + beta
-        return {'out': (y, abs(scale) * (abs(x) + abs(each['mean']))
-                        + abs(beta))}
-    axes, dy = (0, 2, 3), each['dY']
-    mean, var = (f(axes, keepdims=True)[0] for f in (x.mean, x.var))
-    inverse = 1 / np.sqrt(var + EPS)
-    normal = (x - mean) * inverse
-    dbeta, dgamma = (a.sum(axes, keepdims=True)[0] for a in (
-        dy, dy * normal))
-    m = x[:, 0].size
-    exact = {'Y': gamma * normal + beta, 'dgamma': dgamma, 'dbeta': dbeta,
-             'dX': gamma * inverse * (dy - dbeta / m - normal * dgamma / m)}
-    exact['moving'] = np.stack([mean, var]) * 0.1 + np.array(
-        [0, 0.9]).reshape(2, 1, 1, 1)
-    return {name: (array, abs(array).max()) for name, array in exact.items()}
-
-
-# chapters/gpu_server.ipynb, cell fn-check
-def _placed(case: dict[str, Any], given: dict[str, np.ndarray],
-            machine: Any) -> dict[str, Any]:
-    """All arrays of a case on the GPU, those without values full of NaN."""
-    return {name: machine.put(np.ascontiguousarray(
-        given[name].reshape(shape)) if name in given else
-        np.full(shape, np.nan, dtype))
-        for name, (shape, dtype) in case['arrays'].items()}
-
-
-# chapters/gpu_server.ipynb, cell fn-prepared
-def _prepared(case: dict[str, Any], arrays: dict[str, Any], machine: Any
-              ) -> dict[str, Callable[[], None]]:
-    """What runs each pass of a case."""
-    def whole(calls: list[Callable[[], None]]) -> Callable[[], None]:
-        def run() -> None:
-            for call in calls:
-                call()
-        return run
-
-    return {name: whole([machine.prepare(step, arrays) for step in steps])
-            for name, steps in case['passes'].items()}
-
-
-# chapters/gpu_server.ipynb, cell fn-check-gpu
-def check_gpu(case: dict[str, Any], machine: Any, offset: float = 0
-              ) -> dict[str, float]:
-    """Run all passes of a case, and compare with float64.
-
-    Parameters
-    ----------
-    case : dict
-        One of `machine.cases`.
-    machine : CuPyMachine or TVMMachine
-    offset : float
-        Added to normal data.
-
-    Returns
-    -------
-    dict
-        The largest relative error of each output.
-
-    Raises
-    ------
-    RuntimeError
-        If an error exceeds `TOLERANCE`.
-    MemoryError
-        If there is not enough memory.
-    """
-    given = _inputs(case, offset)
-    arrays = _placed(case, given, machine)
-    for run in _prepared(case, arrays, machine).values():
-        run()
-    errors = {}
-    for name, (exact, terms) in _exact(given).items():
-        got = machine.get(arrays[name]).reshape(exact.shape)
-        errors[name] = float((abs(got - exact) / terms).max())
-        if not errors[name] <= TOLERANCE[case['dtype']]:
-            raise RuntimeError(
-                f'{case["kind"]}, {case["shape"]}, {case["dtype"]}, offset '
-                f'{offset}: {name} is wrong, relative error {errors[name]:g}')
-    return errors
-
-
-# chapters/gpu_server.ipynb, cell fn-torch
-def _passes_of_torch(torch: Any, case: dict[str, Any],
-                     arrays: dict[str, Any]) -> dict[str, dict[str, Callable]]:
-    """PyTorch on our arrays: for each pass, calls by name, which return Y."""
-    t = {name: torch.from_dlpack(array) for name, array in arrays.items()}
-    x, gamma, beta = (t[name].reshape(case['shape'] if name == 'X' else -1)
-                      for name in ('X', 'gamma', 'beta'))
-    y, function = torch.empty_like(x), torch.nn.functional.batch_norm
-    training = case['kind'] == 'training'
-    spare = [torch.empty_like(gamma[:None if training else 0])
-             for _ in range(2)]  # PyTorch saves the statistics in training
-    names = ('PyTorch batch_norm', 'PyTorch native_batch_norm, given output',
-             'cuDNN through PyTorch')
-
-    def calls(mean: Any, var: Any) -> dict[str, Callable]:
-        last = training, 0.1, EPS
-        return dict(zip(names, (
-            lambda: function(x, mean, var, gamma, beta, *last),
-            lambda: torch.native_batch_norm(
-                x, gamma, beta, mean, var, *last, out=(y, *spare))[0],
-            lambda: torch.cudnn_batch_norm(
-                x, gamma, beta, mean, var, *last)[0]), strict=True))
-
-    if not training:
-        return {'inference': calls(t['mean'].reshape(-1),
-                                   t['var'].reshape(-1))}
-    dy = t['dY'].reshape(x.shape)
-    moving = torch.zeros_like(gamma), torch.ones_like(gamma)
-    forward = calls(*moving)
-    back, wanted = torch.ops.aten, [True, True, True]
-    leaves = [a.detach().requires_grad_() for a in (x, gamma, beta)]
-
-    def eager() -> Any:
-        with torch.enable_grad():
-            out = function(leaves[0], *moving, *leaves[1:], True, 0.1, EPS)
-            torch.autograd.grad(out, leaves, dy)
-        return out.detach()
-
-    def native() -> Any:
-        forward[names[1]]()
-        back.native_batch_norm_backward(dy, x, gamma, *moving, *spare, True,
-                                        EPS, wanted)
-        return y
-
-    def cudnn() -> Any:
-        out, *saved, rest = torch.cudnn_batch_norm(x, gamma, beta, *moving,
-                                                   True, 0.1, EPS)
-        back.cudnn_batch_norm_backward(x, dy, gamma, *moving, *saved, EPS,
-                                       rest)
-        return out
-
-    return {'forward': forward, 'training': dict(zip(
-        names, (eager, native, cudnn), strict=True))}
-
-
-# chapters/gpu_server.ipynb, cell fn-race
-def _torch() -> Any:
-    """PyTorch, if it is here and sees a GPU."""
-    try:
-        import torch
-    except ImportError:
-        return None
-    return torch if torch.cuda.is_available() else None
-
-
-# chapters/gpu_server.ipynb, cell fn-timed
-def _timed(call: Callable[[], Any], machine: Any, repeat: int
-           ) -> dict[str, float]:
-    """Median, and the tenth and the ninth tenth, in microseconds."""
-    low, median, high = 1e6 * np.quantile(machine.seconds(call, repeat),
-                                          [0.1, 0.5, 0.9])
-    return {'median': round(float(median), 3), 'low': round(float(low), 3),
-            'high': round(float(high), 3)}
-
-
-# chapters/gpu_server.ipynb, cell fn-peer
-def _peer(call: Callable[[], Any], exact: np.ndarray, machine: Any,
-          repeat: int) -> Any:
-    """The times of a call of PyTorch; a text if it fails."""
-    try:
-        got = call().cpu().numpy().reshape(exact.shape).astype('float32')
-        difference = float(abs(got - exact).max() / abs(exact).max())
-        if not difference < 1e-2:
-            return f'another result: relative difference {difference:g}'
-        return _timed(call, machine, repeat)
-    except Exception as error:  # of any kind: it does not end the race
-        return f'{type(error).__name__}: {error}'[:200]
-
-
-# chapters/gpu_server.ipynb, cell fn-race-one
-def _race(case: dict[str, Any], machine: Any, repeat: int
-          ) -> dict[str, dict[str, Any]]:
-    """Times of each pass of a case, of all who take part."""
-    torch, arrays = _torch(), _placed(case, _inputs(case, 0), machine)
-    ours = _prepared(case, arrays, machine)
-    source = arrays['X']
-    target = arrays['out' if case['kind'] == 'inference' else 'Y']
-    for run in ours.values():
-        run()
-    y = machine.get(target).astype('float32')
-    if case['kind'] == 'training':
-        def both() -> None:
-            ours['forward']()
-            ours['backward']()
-
-        ours['training'] = both
-    times = {name: {'the book': _timed(run, machine, repeat)}
-             for name, run in ours.items()}
-    if torch:
-        with torch.no_grad():
-            for name, calls in _passes_of_torch(torch, case, arrays).items():
-                times[name] |= {each: _peer(call, y, machine, repeat)
-                                for each, call in calls.items()}
-    copied = _timed(lambda: machine.copy(source, target), machine, repeat)
-    return {'copy': {'the device': copied}, **times}
-
-
-# chapters/gpu_server.ipynb, cell fn-measure
-def measure_gpu(machine: Any, repeat: int = 60,
-                say: Callable[[str], object] = print) -> dict[str, Any]:
-    """Check all programs on a GPU, then measure them.
-
-    Parameters
-    ----------
-    machine : CuPyMachine or TVMMachine
-    repeat : int
-        Times that each call is timed.
-    say : callable
-        Called with one line for each case.
-
-    Returns
-    -------
-    dict
-        For `json.dump`: 'gpu' and 'versions', what is known of them;
-        'repeat'; 'results', for each case 'kind', 'shape', 'dtype',
-        'bytes' of `X`, 'errors' by offset, and 'microseconds', by pass
-        and name: 'median', 'low', 'high' (a tenth is below, above), or a
-        text that says why not. A case with too little memory has
-        'left out' in place of errors and times.
-
-    Raises
-    ------
-    RuntimeError
-        If a result is wrong; nothing is measured then.
-    ValueError
-        If `repeat` is less than 1, or a launch larger than CUDA allows.
-    """
-    if repeat < 1:
-        raise ValueError(f'repeat: expected at least 1, got {repeat}')
-    results = []
-    for case in machine.cases:
-        result = {key: case[key] for key in ('kind', 'shape', 'dtype')}
-        result['bytes'] = math.prod(case['shape']) * np.dtype(
-            case['dtype']).itemsize
-        results.append(result)
-        try:
-            result['errors'] = {
-                str(offset): {name: float(f'{error:.2e}')
-                              for name, error in check_gpu(
-                                  case, machine, offset).items()}
-                for offset in (0, 1000)}
-        except MemoryError as error:
-            result['left out'] = f'too little memory: {error}'
-    for case, result in zip(machine.cases, results, strict=True):
-        if 'errors' in result:
-            try:
-                result['microseconds'] = _race(case, machine, repeat)
-            except MemoryError as error:
-                result['left out'] = f'too little memory: {error}'
-        say(f'{case["kind"]} {case["shape"]} {case["dtype"]}: '
-            + result.get('left out', 'checked and measured'))
-    torch = _torch()
-    return {**machine.facts(), 'repeat': repeat,
-            'python': platform.python_version(), 'numpy': np.__version__,
-            'torch': torch and torch.__version__,
-            'cudnn': torch and torch.backends.cudnn.version(),
-            'results': results}
 
 
 # chapters/gpu_server.ipynb, cell fn-run
@@ -775,58 +931,3 @@ def run_gpu(output: str | Path = 'gpu.json', repeat: int = 60) -> None:
             return CuPyMachine(folder)
 
         return _measured(packed, output, repeat)
-
-
-# chapters/gpu_server.ipynb, cell fn-report
-def gpu_report(path: str | Path) -> str:
-    """Say what a file of `run_gpu` holds, or that nothing is measured.
-
-    Parameters
-    ----------
-    path : path
-        The file; it may be missing.
-
-    Returns
-    -------
-    str
-        The card, then a line for each pass: shape, dtype, and median
-        microseconds of the book, of the quickest form of PyTorch, and of
-        a copy of `X`.
-
-    Raises
-    ------
-    ValueError
-        If the file has another form.
-    """
-    path = Path(path)
-    if not path.exists():
-        return (f'Not measured: there is no {path.name}. No GPU was at hand '
-                'when this page was made.')
-    try:
-        found = json.loads(path.read_text())
-        lines = [f'{found["gpu"]} ({found["arch"]}), by {found["way"]}, '
-                 f'PyTorch {found["torch"]}, medians of {found["repeat"]}']
-        for case in found['results']:
-            name = f'{"x".join(map(str, case["shape"])):15} {case["dtype"]}'
-            if 'left out' in case:
-                lines.append(f'{case["kind"]:10} {name} {case["left out"]}')
-            for each, times in case.get('microseconds', {}).items():
-                if each != 'copy':
-                    lines.append(f'{each:10} {name} '
-                                 + _line(times, case['microseconds']['copy']))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f'{path}: expected what `gpu` writes, got '
-                         f'{type(error).__name__}: {error}') from error
-    return '\n'.join(lines)
-
-
-# chapters/gpu_server.ipynb, cell fn-line
-def _line(times: dict[str, Any], copy: dict[str, Any]) -> str:
-    """Ours, the quickest of the others, and a copy."""
-    medians = {name: each['median'] for name, each in times.items()
-               if isinstance(each, dict)}
-    ours = medians.pop('the book')
-    other = (f'{min(medians.values()):9.1f}' if medians else
-             'no PyTorch')
-    return f'{ours:9.1f} us, PyTorch {other}, a copy ' + (
-        f'{copy["the device"]["median"]:.1f}')

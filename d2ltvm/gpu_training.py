@@ -168,6 +168,8 @@ class GpuGrid(NamedTuple):
         Threads of a block, and vectors that each of them reads.
     parts : int
         Blocks that share a channel.
+    dtype : {'float32', 'float16'}
+        Of the batch and its gradients. All else is float32.
     """
 
     n: int
@@ -178,6 +180,7 @@ class GpuGrid(NamedTuple):
     threads: int
     steps: int
     parts: int
+    dtype: str
 
     @property
     def values(self) -> int:
@@ -219,8 +222,8 @@ class GpuGrid(NamedTuple):
 
 
 # chapters/gpu_training.ipynb, cell fn-gpu-grid
-def gpu_grid(shape: Sequence[int], threads: int = 256,
-             steps: int = 8) -> GpuGrid:
+def gpu_grid(shape: Sequence[int], threads: int = 256, steps: int = 8,
+             dtype: str = 'float32') -> GpuGrid:
     """Divide a batch among the threads of a GPU.
 
     Parameters
@@ -233,6 +236,8 @@ def gpu_grid(shape: Sequence[int], threads: int = 256,
     steps : int
         Vectors that a thread reads. It becomes more if a channel would
         need more than 256 blocks.
+    dtype : {'float32', 'float16'}
+        Of the batch and its gradients.
 
     Returns
     -------
@@ -243,26 +248,29 @@ def gpu_grid(shape: Sequence[int], threads: int = 256,
     TypeError, ValueError
         If an argument has another form.
     """
-    if len(shape) not in (2, 4):
+    if not isinstance(shape, Sequence) or len(shape) not in (2, 4):
         raise ValueError('shape: expected (N, F) or (N, C, H, W), got '
-                         f'{tuple(shape)}')
+                         f'{shape!r}')
     for length in shape:
         check_count('shape', length)
     check_choice('threads', threads, (32, 64, 128, 256, 512, 1024))
     check_count('steps', steps)
+    check_choice('dtype', dtype, (_F32, 'float16'))
     (N, C, *image), threads = map(int, shape), int(threads)
     size = math.prod(image)
     if N * C * size >= 2 ** 30:  # an index has 32 bits
         raise ValueError('shape: expected less than 2**30 values, got '
                          f'{tuple(shape)}')
-    width, lanes = 1 if image else 8, 1 if size % 4 else 4
+    bytes_ = np.dtype(dtype).itemsize
+    lanes = math.gcd(size, 16 // bytes_)  # 16 bytes, if the size allows it
+    width = 1 if image else 32 // bytes_  # of dense data a whole sector
     vectors = N * size // lanes
     while threads > 32 and threads // width >= 2 * vectors:
         threads //= 2
     rows = threads // width
     steps = max(int(steps), -(-vectors // (256 * rows)))
     return GpuGrid(N, C, size, width, lanes, threads, steps,
-                   -(-vectors // (rows * steps)))
+                   -(-vectors // (rows * steps)), dtype)
 
 
 # chapters/gpu_training.ipynb, cell fn-tree
@@ -288,6 +296,30 @@ def _tree(grid: GpuGrid) -> Callable[..., None]:
     return tree
 
 
+# chapters/gpu_training.ipynb, cell fn-sizes
+def _check_relu(relu: bool) -> None:
+    """Refuse what is neither yes nor no."""
+    if not isinstance(relu, bool | np.bool_):
+        raise TypeError(f'relu: expected True or False, got {relu!r}')
+
+
+# chapters/gpu_training.ipynb, cell fn-sizes
+def _sizes(grid: GpuGrid, relu: bool = False) -> tuple[int, int]:
+    """Channels, and lanes of a vector; refuse arguments of a program."""
+    if not isinstance(grid, GpuGrid):
+        raise TypeError('grid: expected a GpuGrid, got '
+                        f'{type(grid).__name__}')
+    _check_relu(relu)
+    return grid.channels, grid.lanes
+
+
+# chapters/gpu_training.ipynb, cell fn-move
+@T.inline
+def _move(source, i, target, k, lanes):
+    for j in T.vectorized(lanes):
+        target[k + j] = source[i + j]
+
+
 # chapters/gpu_training.ipynb, cell fn-moments
 def moments_program(grid: GpuGrid) -> PrimFunc:
     """Sums about a pivot, for each part of each channel.
@@ -299,27 +331,28 @@ def moments_program(grid: GpuGrid) -> PrimFunc:
     Returns
     -------
     tvm.tirx.PrimFunc
-        Arguments, float32: `X` (values,); writes `moments` (3, parts, C):
+        Arguments: `X` (values,); writes `moments` (3, parts, C), float32:
         the pivot, the sum of the deviations, that of their squares.
     """
-    C, lanes, width, tree = grid.channels, grid.lanes, grid.width, _tree(grid)
+    (C, lanes), width, tree = _sizes(grid), grid.width, _tree(grid)
+    each = (grid.threads,)
 
     @T.prim_func(s_tir=True)
-    def find_moments(X: T.Buffer((grid.values,), _F32),
+    def find_moments(X: T.Buffer((grid.values,), grid.dtype),
                      moments: T.Buffer((3, grid.parts, C), _F32)):
         block = T.launch_thread('blockIdx.x', grid.blocks)
         part = T.launch_thread('blockIdx.y', grid.parts)
         t = T.launch_thread('threadIdx.x', grid.threads)
-        a = T.alloc_shared((grid.threads,), _F32)
-        b = T.alloc_shared((grid.threads,), _F32)
-        x = T.alloc_local((lanes,), _F32)
+        a, b = T.alloc_shared(each, _F32), T.alloc_shared(each, _F32)
+        x = T.alloc_local((lanes,), grid.dtype)
         s = T.alloc_local((3,), _F32)
         s[0] = T.float32(0)
         s[1] = T.float32(0)
         c, v, i = T.meta_var(grid.place(block, part, 0, t))
         if c < C and v < grid.vectors:
+            _move(X, i, x, 0, lanes)
             for j in T.unroll(lanes):
-                s[0] = s[0] + X[i + j]
+                s[0] = s[0] + T.Cast(_F32, x[j])
             s[1] = T.float32(lanes)
         tree(s, a, b, t)
         T.tvm_storage_sync('shared')
@@ -330,11 +363,11 @@ def moments_program(grid: GpuGrid) -> PrimFunc:
         for step in range(grid.steps):
             c, v, i = T.meta_var(grid.place(block, part, step, t))
             if c < C and v < grid.vectors:
-                for j in T.vectorized(lanes):
-                    x[j] = X[i + j]
+                _move(X, i, x, 0, lanes)
                 for j in T.unroll(lanes):
-                    s[0] = s[0] + (x[j] - s[2])
-                    s[1] = s[1] + (x[j] - s[2]) * (x[j] - s[2])
+                    d: T.let = T.Cast(_F32, x[j]) - s[2]
+                    s[0] = s[0] + d
+                    s[1] = s[1] + d * d
         tree(s, a, b, t)
         if t < width and c < C:
             moments[0, part, c] = s[2]
@@ -374,7 +407,7 @@ def statistics_program(grid: GpuGrid) -> PrimFunc:
         deviation (infinite if squares are too large for float32), scale,
         shift.
     """
-    C, share, lanes = grid.channels, grid.share, grid.lanes
+    (C, lanes), share = _sizes(grid), grid.share
 
     @T.prim_func(s_tir=True)
     def merge_parts(moments: T.Buffer((3, grid.parts, C), _F32),
@@ -425,31 +458,33 @@ def normalize_program(grid: GpuGrid, relu: bool = False) -> PrimFunc:
     Returns
     -------
     tvm.tirx.PrimFunc
-        Arguments, float32: `X` (values,), `saved` (5, C) of
-        `statistics_program`; writes `Y` (values,).
+        Arguments: `X` (values,), `saved` (5, C), float32, of
+        `statistics_program`; writes `Y` (values,). What is too large for
+        the dtype of `Y` becomes infinite.
     """
-    C, lanes = grid.channels, grid.lanes
+    C, lanes = _sizes(grid, relu)
 
     @T.prim_func(s_tir=True)
-    def normalize(X: T.Buffer((grid.values,), _F32),
+    def normalize(X: T.Buffer((grid.values,), grid.dtype),
                   saved: T.Buffer((5, C), _F32),
-                  Y: T.Buffer((grid.values,), _F32)):
+                  Y: T.Buffer((grid.values,), grid.dtype)):
         block = T.launch_thread('blockIdx.x', grid.blocks)
         part = T.launch_thread('blockIdx.y', grid.parts)
         t = T.launch_thread('threadIdx.x', grid.threads)
-        x, f = T.alloc_local((lanes,), _F32), T.alloc_local((5,), _F32)
+        x = T.alloc_local((lanes,), grid.dtype)
+        f = T.alloc_local((5,), _F32)
         c, v, i = T.meta_var(grid.place(block, part, 0, t))
         for row in T.unroll(5):
             f[row] = saved[row, T.min(c, C - 1)]
         for step in range(grid.steps):
             c, v, i = T.meta_var(grid.place(block, part, step, t))
             if c < C and v < grid.vectors:
-                for j in T.vectorized(lanes):
-                    x[j] = X[i + j]
+                _move(X, i, x, 0, lanes)
                 for j in T.unroll(lanes):
-                    x[j] = _rectified((x[j] - f[0]) * f[3] + f[4], relu)
-                for j in T.vectorized(lanes):
-                    Y[i + j] = x[j]
+                    d: T.let = T.Cast(_F32, x[j]) - f[0]
+                    x[j] = T.Cast(grid.dtype, _rectified(
+                        d * f[3] + f[4], relu))
+                _move(x, 0, Y, i, lanes)
     return normalize
 
 
@@ -478,23 +513,24 @@ def gradient_sums_program(grid: GpuGrid, relu: bool = False) -> PrimFunc:
     Returns
     -------
     tvm.tirx.PrimFunc
-        Arguments, float32: `dY`, `X` (values,), `saved` (5, C); writes
+        Arguments: `dY`, `X` (values,), and float32: `saved` (5, C); writes
         `sums` (2, parts, C): of g and of g * d, where g is `dY` behind the
         rectifier, and d the distance from the rounded mean.
     """
-    C, lanes, tree = grid.channels, grid.lanes, _tree(grid)
+    (C, lanes), tree = _sizes(grid, relu), _tree(grid)
+    each = (grid.threads,)
 
     @T.prim_func(s_tir=True)
-    def sum_gradients(dY: T.Buffer((grid.values,), _F32),
-                      X: T.Buffer((grid.values,), _F32),
+    def sum_gradients(dY: T.Buffer((grid.values,), grid.dtype),
+                      X: T.Buffer((grid.values,), grid.dtype),
                       saved: T.Buffer((5, C), _F32),
                       sums: T.Buffer((2, grid.parts, C), _F32)):
         block = T.launch_thread('blockIdx.x', grid.blocks)
         part = T.launch_thread('blockIdx.y', grid.parts)
         t = T.launch_thread('threadIdx.x', grid.threads)
-        a = T.alloc_shared((grid.threads,), _F32)
-        b = T.alloc_shared((grid.threads,), _F32)
-        d, g = T.alloc_local((lanes,), _F32), T.alloc_local((lanes,), _F32)
+        a, b = T.alloc_shared(each, _F32), T.alloc_shared(each, _F32)
+        x = T.alloc_local((lanes,), grid.dtype)
+        dy = T.alloc_local((lanes,), grid.dtype)
         s, f = T.alloc_local((2,), _F32), T.alloc_local((5,), _F32)
         s[0] = T.float32(0)
         s[1] = T.float32(0)
@@ -504,14 +540,14 @@ def gradient_sums_program(grid: GpuGrid, relu: bool = False) -> PrimFunc:
         for step in range(grid.steps):
             c, v, i = T.meta_var(grid.place(block, part, step, t))
             if c < C and v < grid.vectors:
-                for j in T.vectorized(lanes):
-                    d[j] = X[i + j]
-                    g[j] = dY[i + j]
+                _move(X, i, x, 0, lanes)
+                _move(dY, i, dy, 0, lanes)
                 for j in T.unroll(lanes):
-                    d[j] = d[j] - f[0]
-                    g[j] = _passed(g[j], d[j] * f[3] + f[4], relu)
-                    s[0] = s[0] + g[j]
-                    s[1] = s[1] + g[j] * d[j]
+                    d: T.let = T.Cast(_F32, x[j]) - f[0]
+                    g: T.let = _passed(T.Cast(_F32, dy[j]),
+                                       d * f[3] + f[4], relu)
+                    s[0] = s[0] + g
+                    s[1] = s[1] + g * d
         tree(s, a, b, t)
         if t < grid.width and c < C:
             sums[0, part, c] = a[t]
@@ -534,7 +570,7 @@ def factors_program(grid: GpuGrid) -> PrimFunc:
         (5, C); writes `dgamma`, `dbeta` (C,), and `factors` (2, C): u and
         v, with which the gradient of X is scale * g + u * d + v.
     """
-    C, m = grid.channels, T.float32(grid.n * grid.size)
+    (C, _), m = _sizes(grid), T.float32(grid.n * grid.size)
 
     @T.prim_func(s_tir=True)
     def add_parts(sums: T.Buffer((2, grid.parts, C), _F32),
@@ -573,21 +609,22 @@ def input_gradient_program(grid: GpuGrid, relu: bool = False) -> PrimFunc:
     Returns
     -------
     tvm.tirx.PrimFunc
-        Arguments, float32: `dY`, `X` (values,), `saved` (5, C), `factors`
-        (2, C); writes `dX` (values,).
+        Arguments: `dY`, `X` (values,), and float32: `saved` (5, C),
+        `factors` (2, C); writes `dX` (values,).
     """
-    C, lanes = grid.channels, grid.lanes
+    C, lanes = _sizes(grid, relu)
 
     @T.prim_func(s_tir=True)
-    def find_gradient(dY: T.Buffer((grid.values,), _F32),
-                      X: T.Buffer((grid.values,), _F32),
+    def find_gradient(dY: T.Buffer((grid.values,), grid.dtype),
+                      X: T.Buffer((grid.values,), grid.dtype),
                       saved: T.Buffer((5, C), _F32),
                       factors: T.Buffer((2, C), _F32),
-                      dX: T.Buffer((grid.values,), _F32)):
+                      dX: T.Buffer((grid.values,), grid.dtype)):
         block = T.launch_thread('blockIdx.x', grid.blocks)
         part = T.launch_thread('blockIdx.y', grid.parts)
         t = T.launch_thread('threadIdx.x', grid.threads)
-        d, g = T.alloc_local((lanes,), _F32), T.alloc_local((lanes,), _F32)
+        x = T.alloc_local((lanes,), grid.dtype)
+        dy = T.alloc_local((lanes,), grid.dtype)
         f = T.alloc_local((7,), _F32)
         c, v, i = T.meta_var(grid.place(block, part, 0, t))
         for row in T.unroll(5):
@@ -597,15 +634,15 @@ def input_gradient_program(grid: GpuGrid, relu: bool = False) -> PrimFunc:
         for step in range(grid.steps):
             c, v, i = T.meta_var(grid.place(block, part, step, t))
             if c < C and v < grid.vectors:
-                for j in T.vectorized(lanes):
-                    d[j] = X[i + j]
-                    g[j] = dY[i + j]
+                _move(X, i, x, 0, lanes)
+                _move(dY, i, dy, 0, lanes)
                 for j in T.unroll(lanes):
-                    d[j] = d[j] - f[0]
-                    g[j] = _passed(g[j], d[j] * f[3] + f[4], relu)
-                    d[j] = f[3] * g[j] + (d[j] * f[5] + f[6])
-                for j in T.vectorized(lanes):
-                    dX[i + j] = d[j]
+                    d: T.let = T.Cast(_F32, x[j]) - f[0]
+                    g: T.let = _passed(T.Cast(_F32, dy[j]),
+                                       d * f[3] + f[4], relu)
+                    x[j] = T.Cast(grid.dtype,
+                                  f[3] * g + (d * f[5] + f[6]))
+                _move(x, 0, dX, i, lanes)
     return find_gradient
 
 
@@ -652,25 +689,25 @@ def backward_programs(grid: GpuGrid, relu: bool = False
 
 # chapters/gpu_training.ipynb, cell fn-run-programs
 @functools.lru_cache(maxsize=64)
-def _built(shape: tuple[int, ...], relu: bool, backward: bool) -> list:
-    """Names of the arguments, and what runs on OpenCL, for each program."""
+def _built(grid: GpuGrid, relu: bool, backward: bool) -> list:
+    """Each program, and what runs it on OpenCL."""
     programs = (backward_programs if backward else forward_programs)(
-        gpu_grid(shape), relu)
-    return [([param.name for param in program.params],
-             {param.name: tuple(map(int, param.shape))
-              for param in program.params}, build_opencl(program))
-            for program in programs]
+        grid, relu)
+    return [(program, build_opencl(program)) for program in programs]
 
 
 # chapters/gpu_training.ipynb, cell fn-run-programs
-def _run(shape: tuple[int, ...], relu: bool, backward: bool,
+def _run(X: np.ndarray, relu: bool, backward: bool,
          **arrays: np.ndarray) -> dict[str, np.ndarray]:
     """Run three programs; their arrays, and the new ones that they filled."""
-    for names, shapes, call in _built(shape, bool(relu), backward):
-        for name in names:
-            if name not in arrays:
-                arrays[name] = np.full(shapes[name], np.nan, _F32)
-        call(*(arrays[name] for name in names))
+    grid = gpu_grid(X.shape, dtype=str(X.dtype))
+    arrays['X'] = _flat(X)
+    for program, call in _built(grid, bool(relu), backward):
+        for param in program.params:
+            if param.name not in arrays:
+                arrays[param.name] = np.full(
+                    tuple(map(int, param.shape)), np.nan, str(param.dtype))
+        call(*(arrays[param.name] for param in program.params))
     return arrays
 
 
@@ -678,6 +715,15 @@ def _run(shape: tuple[int, ...], relu: bool, backward: bool,
 def _flat(X: np.ndarray) -> np.ndarray:
     """The values one behind the other; a copy if they are not."""
     return np.ascontiguousarray(X).reshape(-1)
+
+
+# chapters/gpu_training.ipynb, cell fn-checks
+def _check_layer(X: np.ndarray, relu: bool, eps: float = 1.0,
+                 **channels: Any) -> None:
+    """Refuse arguments; the channels are float32 whatever `X` is."""
+    check_array('X', X, (_F32, 'float16'))
+    check_batch(np.broadcast_to(np.float32(0), X.shape), eps, **channels)
+    _check_relu(relu)
 
 
 # chapters/gpu_training.ipynb, cell fn-gpu-forward
@@ -691,12 +737,12 @@ def gpu_forward(X: np.ndarray, gamma: np.ndarray, beta: np.ndarray,
 
     Parameters
     ----------
-    X : ndarray, shape (N, F) or (N, C, H, W), float32
-        Less than 2**30 values.
+    X : ndarray, shape (N, F) or (N, C, H, W), float32 or float16
+        Less than 2**30 values. Sums and statistics are float32.
     gamma, beta : ndarray, shape (F,) or (C,), float32
     moving_mean, moving_var : ndarray, shape (F,) or (C,), float32
         Changed in place: momentum * moving + (1 - momentum) * batch, with
-        the biased variance (eq-moving).
+        the biased variance (eq-moving). They must not share memory.
     momentum : float, at least 0, less than 1
         Share of the old value.
     eps : float
@@ -706,9 +752,10 @@ def gpu_forward(X: np.ndarray, gamma: np.ndarray, beta: np.ndarray,
 
     Returns
     -------
-    Y : ndarray, shape of `X`, float32
+    Y : ndarray, shape and dtype of `X`
+        In float16 a value beyond 65504 becomes infinite.
     saved : ndarray, shape (5, F) or (5, C), float32
-        For `gpu_backward` or `train_backward`.
+        For `gpu_backward`, or in float32 for `train_backward`.
 
     Raises
     ------
@@ -721,19 +768,19 @@ def gpu_forward(X: np.ndarray, gamma: np.ndarray, beta: np.ndarray,
     RuntimeError, ModuleNotFoundError
         If OpenCL is missing.
     """
-    check_array('X', X, _F32)
-    channels: dict[str, Any] = {
-        'gamma': gamma, 'beta': beta, 'moving_mean': moving_mean,
-        'moving_var': moving_var}
-    check_batch(X, eps, **channels)
+    moving = {'moving_mean': moving_mean, 'moving_var': moving_var}
+    _check_layer(X, relu, eps, gamma=gamma, beta=beta, **moving)
     check_number('momentum', momentum, 0, below=1)
     check_variance('moving_var', moving_var)
-    for name in ('moving_mean', 'moving_var'):
-        if not channels[name].flags.writeable:
+    for name, array in moving.items():
+        if not array.flags.writeable:
             raise ValueError(f'{name}: expected an array that can be written '
                              'to')
-    done = _run(X.shape, relu, False, X=_flat(X), gamma=_flat(gamma),
-                beta=_flat(beta), numbers=np.array([momentum, eps], _F32),
+    if np.shares_memory(moving_mean, moving_var):
+        raise ValueError('moving_var: expected other memory than that of '
+                         'moving_mean')
+    done = _run(X, relu, False, gamma=_flat(gamma), beta=_flat(beta),
+                numbers=np.array([momentum, eps], _F32),
                 moving=np.stack([moving_mean, moving_var]))
     check_fit(X, done['saved'][2], 'values whose squares float32 can add up')
     moving_mean[:], moving_var[:] = done['moving']
@@ -750,7 +797,7 @@ def gpu_backward(dY: np.ndarray, X: np.ndarray, saved: np.ndarray,
 
     Parameters
     ----------
-    dY : ndarray, shape of `X`, float32
+    dY : ndarray, shape and dtype of `X`
         Gradient of the loss by the output.
     X, saved : ndarray
         Given to, and returned by `gpu_forward` or `train_forward`.
@@ -759,7 +806,7 @@ def gpu_backward(dY: np.ndarray, X: np.ndarray, saved: np.ndarray,
 
     Returns
     -------
-    dX : ndarray, shape of `X`, float32
+    dX : ndarray, shape and dtype of `X`
     dgamma, dbeta : ndarray, shape (F,) or (C,), float32
         Equations (eq-grad-x) and (eq-grad-gamma-beta).
 
@@ -771,10 +818,9 @@ def gpu_backward(dY: np.ndarray, X: np.ndarray, saved: np.ndarray,
     RuntimeError, ModuleNotFoundError
         If OpenCL is missing.
     """
-    check_array('X', X, _F32)
-    check_batch(X)
-    check_array('dY', dY, _F32, X.shape)
+    _check_layer(X, relu)
+    check_array('dY', dY, str(X.dtype), X.shape)
     check_array('saved', saved, _F32, (5, X.shape[1]))
-    done = _run(X.shape, relu, True, dY=_flat(dY), X=_flat(X),
+    done = _run(X, relu, True, dY=_flat(dY),
                 saved=np.ascontiguousarray(saved))
     return done['dX'].reshape(X.shape), done['dgamma'], done['dbeta']

@@ -10,7 +10,7 @@ def programs_of(grid, relu=False):
 
 def empty(param):
     """An array for a parameter, full of NaN."""
-    return np.full(tuple(map(int, param.shape)), np.nan, 'float32')
+    return np.full(tuple(map(int, param.shape)), np.nan, str(param.dtype))
 
 
 def run_all(calls, X, dY, gamma, beta, momentum=0.9, eps=1e-5):

@@ -19,7 +19,7 @@ from tvm.target import Target
 
 from d2ltvm import gpu_schedule as module
 from d2ltvm.tvm_inference import batch_norm, batch_norm_float64, bn_error
-from soak import examples
+from soak import examples, later
 
 os.environ.setdefault('POCL_KERNEL_CACHE', '0')  # delete them at the end
 
@@ -267,6 +267,12 @@ def test_a_grid_that_is_too_large(kind):
             grid_of(1, 65536))
 
 
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_launch_without_threads(kind):
+    with pytest.raises(ValueError, match=r'^mod: expected at least one block'):
+        module.launch_plan(pointwise(lambda x: x, size=0), kind)
+
+
 @pytest.mark.parametrize('kind, kilobytes', [('cuda', 48), ('webgpu', 16)])
 def test_too_much_shared_memory(kind, kilobytes):
     def uses(size):
@@ -383,6 +389,18 @@ def test_bad_arrays():
 
 
 @needs_pocl
+def test_memory_that_two_outputs_share():
+    program = module.build_opencl(two_kernels())
+    memory, unused = np.zeros(40, 'float32'), np.ones(32, 'float32')
+    with pytest.raises(ValueError, match=r'^B: expected other memory than'):
+        program(memory[:32], memory[8:], unused)
+    assert (memory == 0).all()
+    program(unused, memory[:32], unused)  # one output, and what is read
+    with pytest.raises(ValueError, match=r'^B: expected other memory than'):
+        program(unused, unused, memory[:32])
+
+
+@needs_pocl
 def test_arrays_that_are_refused_are_not_changed():
     program = module.build_opencl(two_kernels())
     A, B = np.ones((2, 32), 'float32')
@@ -455,6 +473,28 @@ def test_a_device_without_memory(monkeypatch):
     monkeypatch.setattr(pyopencl, 'Buffer', fails)
     with pytest.raises(MemoryError, match=r'^Portable.* no memory for 2048 b'):
         program(*np.ones((2, 4, 64), 'float32'))
+
+
+@needs_pocl
+@pytest.mark.parametrize('source, error, message', [
+    ('__kernel void other() {}', ValueError, '^source: .*main_kernel'),
+    (b'', TypeError, '^source: expected a str, got bytes')])
+def test_source_without_the_kernel(source, error, message):
+    with pytest.raises(error, match=message):
+        module.build_opencl(reverse(), source)
+
+
+@needs_pocl
+def test_a_driver_without_a_device(monkeypatch):
+    import pyopencl
+
+    def fails():
+        raise pyopencl.LogicError('clGetDeviceIDs failed: DEVICE_NOT_FOUND')
+    for found in (list, fails):
+        monkeypatch.setattr(pyopencl, 'get_platforms', lambda found=found: [
+            types.SimpleNamespace(name='Portable', get_devices=found)])
+        with pytest.raises(RuntimeError, match=r'^platform: Portable has no '):
+            module.build_opencl(reverse())
 
 
 def test_a_driver_that_is_missing():
@@ -588,10 +628,17 @@ def test_source_for_webgpu(program):
     assert f'fn {launch.kernel}(' in source and 'packGridDimX' in source
 
 
+def test_source_that_tvm_cannot_write():
+    with pytest.raises(ValueError, match=r'^mod: TVM writes no source for web'
+                       r'gpu: .*only allows vector with lanes'):
+        module.wgsl_source(module.cuda_schedule((1, 1, 4, 4), 'float16').mod)
+
+
 @needs_nvcc
-@pytest.mark.parametrize('arch', ['sm_80', 'sm_90'])
-@pytest.mark.parametrize('dtype', ['float32', 'float16'])
-@pytest.mark.parametrize('size, edges', [(24, 0), (13, 2)])
+@pytest.mark.parametrize('arch', [later('sm_80'), 'sm_90'])
+@pytest.mark.parametrize('dtype, size, edges', [
+    ('float32', 24, 0), later('float32', 13, 2), later('float16', 24, 0),
+    ('float16', 13, 2)])
 def test_ptx(arch, dtype, size, edges):
     target = module.cuda_target(arch)
     sch = module.cuda_schedule((2, 3, size, size), dtype)
@@ -857,6 +904,15 @@ def test_a_gpu_without_memory(pretend, monkeypatch):
         module.bench_gpu((1, 3, 4, 4), fresh=1)
     fails('something else')
     with pytest.raises(tvm.error.InternalError, match=r'something else'):
+        module.bench_gpu((1, 3, 4, 4), fresh=1)
+
+
+@needs_pocl
+def test_a_gpu_without_memory_for_the_others(pretend, monkeypatch):
+    def fails(*arguments):
+        raise RuntimeError('CUDA out of memory. Tried to allocate 1 GiB')
+    monkeypatch.setattr(module, '_peers', fails)
+    with pytest.raises(MemoryError, match=r'^pretended has no memory for'):
         module.bench_gpu((1, 3, 4, 4), fresh=1)
 
 

@@ -1,8 +1,8 @@
 """The GPU programs of training: executed by OpenCL, and searched for races.
 
 The judge, and its tolerance, are those of the kernels for the CPU: float64
-NumPy on the same float32 numbers. A shape compiles six programs, so there
-are few shapes and many data for each.
+NumPy on the same numbers; an output in float16 may be rounded once on top. A
+shape compiles six programs, so there are few shapes and many data for each.
 """
 import functools
 import re
@@ -24,7 +24,7 @@ from d2ltvm.gpu_schedule import (
 )
 from d2ltvm.gpu_training import gpu_backward, gpu_forward, gpu_grid
 from gpu_programs import programs_of, run_all
-from soak import examples
+from soak import SOAK
 from test_training_operator import draw, judge
 
 pytest.importorskip('pyopencl', reason='no OpenCL: pip install pyopencl '
@@ -32,6 +32,7 @@ pytest.importorskip('pyopencl', reason='no OpenCL: pip install pyopencl '
 
 BARRIER = 'barrier(CLK_LOCAL_MEM_FENCE);'
 size = st.integers(1, 9)
+dtypes = st.sampled_from(('float32', 'float16'))
 shapes = st.one_of(
     st.tuples(st.integers(1, 90), st.integers(1, 40)),
     st.tuples(size, size, st.integers(1, 20), st.integers(1, 20)))
@@ -46,18 +47,19 @@ def on_opencl(grid, relu=False):
 def arrays_for(program):
     """Some values for each parameter."""
     rng = np.random.default_rng(0)
-    return [rng.normal(1, 1, tuple(map(int, param.shape))).astype('float32')
-            for param in program.params]
+    return [rng.normal(1, 1, tuple(map(int, param.shape))).astype(
+        str(param.dtype)) for param in program.params]
 
 
 # Who reads what
 
-@given(shapes, st.sampled_from((32, 64, 256)), st.integers(1, 9))
-@example((1, 1), 32, 1)
-@example((300, 9), 256, 8)
-@example((2, 3, 96, 97), 64, 2)
-def test_each_value_is_read_once(shape, threads, steps):
-    grid = gpu_grid(shape, threads, steps)
+@given(shapes, st.sampled_from((32, 64, 256)), st.integers(1, 9), dtypes)
+@example((1, 1), 32, 1, 'float32')
+@example((300, 9), 256, 8, 'float32')
+@example((300, 19), 256, 8, 'float16')
+@example((2, 3, 96, 97), 64, 2, 'float16')
+def test_each_value_is_read_once(shape, threads, steps, dtype):
+    grid = gpu_grid(shape, threads, steps, dtype)
     c, v, i = grid.place(*np.ogrid[:grid.blocks, :grid.parts, :grid.steps,
                                    :grid.threads])
     c, v = np.broadcast_arrays(c, v)
@@ -69,6 +71,9 @@ def test_each_value_is_read_once(shape, threads, steps):
                        np.repeat(c[inside][:, None], grid.lanes, 1))
     assert inside.any((0, 2, 3)).all() and grid.threads <= threads
     assert grid.threads & (grid.threads - 1) == 0 and grid.threads >= 32
+    # A vector is one load of at most 16 bytes, from a multiple of its size
+    assert grid.lanes * np.dtype(dtype).itemsize <= 16
+    assert (i[inside] % grid.lanes == 0).all()
 
 
 def test_a_channel_has_at_most_256_parts():
@@ -84,7 +89,10 @@ def test_a_channel_has_at_most_256_parts():
     (((2, 1.5),), TypeError, r'^shape: expected an integer'),
     (((2 ** 15, 2 ** 15),), ValueError, r'^shape: expected less than 2\*\*30'),
     (((2, 3), 100), ValueError, r'^threads: expected one of'),
-    (((2, 3), 64, 0), ValueError, r'^steps: expected 1 or more')])
+    (((2, 3), 64, 0), ValueError, r'^steps: expected 1 or more'),
+    (((2, 3), 64, 8, 'float64'), ValueError, r'^dtype: expected one of'),
+    ((7,), ValueError, r'^shape: expected \(N, F\) or'),
+    (('23',), TypeError, r'^shape: expected an integer')])
 def test_a_wrong_grid_is_refused(arguments, error, message):
     with pytest.raises(error, match=message):
         gpu_grid(*arguments)
@@ -92,17 +100,28 @@ def test_a_wrong_grid_is_refused(arguments, error, message):
 
 # The results
 
-@settings(max_examples=examples(9))
+DATA = {'float32': ((0, 1), (1000, 1), (1e6, 1), (-10000, 1e-3), (1, 1e15),
+                    (1000, 1e-15)),
+        'float16': ((0, 1), (1000, 1), (-300, 100), (0, 1e-3), (1, 1e-6))}
+
+
+def drawn(shape, seed, offset, scale, dtype):
+    """X and dY of this dtype, gamma, beta."""
+    X, dY, *channels = draw(shape, seed, offset, scale)
+    return [X.astype(dtype), dY.astype(dtype), *channels]
+
+
+@settings(max_examples=60 if SOAK else 1)
 @given(shapes, st.sampled_from((32, 64, 256)), st.sampled_from((1, 2, 8)),
-       st.booleans(), st.integers(0, 2 ** 32 - 1))
-@example((5, 3, 12, 12), 32, 2, True, 0)
-@example((90, 13), 32, 2, False, 0)
-def test_against_float64(shape, threads, steps, relu, seed):
+       st.booleans(), dtypes, st.integers(0, 2 ** 32 - 1))
+@example((5, 3, 12, 12), 32, 2, True, 'float32', 0)
+@example((5, 3, 8, 8), 32, 2, True, 'float16', 0)
+@example((90, 13), 32, 2, False, 'float16', 0)
+def test_against_float64(shape, threads, steps, relu, dtype, seed):
     """Any shape, several parts, near zero and far from it."""
-    calls = on_opencl(gpu_grid(shape, threads, steps), relu)
-    for offset, scale in ((0, 1), (1000, 1), (-10000, 1e-3), (1, 1e15),
-                          (1000, 1e-15)):
-        arrays = draw(shape, seed, offset, scale)
+    calls = on_opencl(gpu_grid(shape, threads, steps, dtype), relu)
+    for offset, scale in DATA[dtype]:
+        arrays = drawn(shape, seed, offset, scale, dtype)
         kept = [a.copy() for a in arrays]
         judge(run_all(calls, *arrays), *arrays, relu=relu)
         for a, b in zip(arrays, kept, strict=True):
@@ -133,7 +152,7 @@ def test_many_parts(shape):
 
 
 def test_more_steps_where_256_parts_are_not_enough():
-    shape = (3, 1, 150, 151)
+    shape = (3, 1, 151, 151)
     grid = gpu_grid(shape, threads=32)
     assert grid.steps == 9 and grid.parts > 230
     arrays = draw(shape, offset=1000)
@@ -174,8 +193,9 @@ def test_cpu_and_gpu_can_take_turns(shape, relu):
         judge(result, X, dY, gamma, beta, relu=relu)
 
 
-def test_any_layout_and_none_is_changed():
-    X, dY, gamma, beta = draw((33, 19))
+@pytest.mark.parametrize('dtype', ['float32', 'float16'])
+def test_any_layout_and_none_is_changed(dtype):
+    X, dY, gamma, beta = drawn((33, 19), 0, 0, 1, dtype)
     Y, saved, *_ = layer(X, gamma, beta)
     turned = np.asfortranarray(X)
     turned.flags.writeable = False
@@ -211,8 +231,9 @@ def test_finite_differences():
 @pytest.mark.parametrize('relu', [False, True])
 @pytest.mark.parametrize('shape', [(33, 19), (4, 3, 5, 5)])
 @pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
-def test_nan_is_not_hidden(shape, relu, value):
-    X, dY, gamma, beta = draw(shape)
+@pytest.mark.parametrize('dtype', ['float32', 'float16'])
+def test_nan_is_not_hidden(shape, relu, value, dtype):
+    X, dY, gamma, beta = drawn(shape, 0, 0, 1, dtype)
     X[2, 1] = value
     Y, saved, mean, var = layer(X, gamma, beta, relu=relu)
     dX, dgamma, _ = gpu_backward(dY, X, saved, relu)
@@ -226,15 +247,17 @@ def test_nan_is_not_hidden(shape, relu, value):
     assert np.isnan(dX[:, 1]).all()
 
 
-@pytest.mark.parametrize('X', [np.full((33, 19), 7.1),
-                               np.full((4, 3, 5, 5), 1e6 / 3)])
+@pytest.mark.parametrize('X', [
+    np.full((33, 19), 7.1, 'float32'), np.full((1, 19), 7.1, 'float32'),
+    np.full((4, 3, 5, 5), 1e6 / 3, 'float32'),
+    np.full((33, 19), 7.1, 'float16'), np.ones((1, 3, 1, 1), 'float16')])
 def test_no_variance_gives_beta(X):
-    X = X.astype('float32')
-    _, dY, gamma, beta = draw(X.shape)
+    _, dY, gamma, beta = drawn(X.shape, 0, 0, 1, X.dtype)
     Y, saved, *_ = layer(X, gamma, beta)
     dX, dgamma, _ = gpu_backward(dY, X, saved)
     assert_allclose(Y, np.broadcast_to(
-        beta.reshape((-1,) + (1,) * (X.ndim - 2)), X.shape), atol=1e-5)
+        beta.reshape((-1,) + (1,) * (X.ndim - 2)), X.shape),
+        atol=1e-5, rtol=0 if X.dtype == 'float32' else 2 ** -11)
     assert np.isfinite(dX).all() and abs(dgamma).max() < 1e-2
 
 
@@ -248,6 +271,47 @@ def test_what_does_not_fit_is_refused_by_name(large):
     assert_array_equal(moving, [[0] * 19, [1] * 19])
 
 
+def test_what_float16_cannot_hold_becomes_infinite():
+    """As everywhere; all else is right, the statistics too."""
+    X, _, gamma, beta = drawn((33, 19), 0, 0, 1, 'float16')
+    exact, *_ = layer(X.astype('float32'), gamma * 40000, beta)
+    Y, saved, *moving = layer(X, gamma * 40000, beta)
+    with np.errstate(over='ignore'):
+        assert_array_equal(np.isinf(Y), np.isinf(exact.astype('float16')))
+    assert 0 < np.isinf(Y).mean() < 0.5
+    assert_allclose(Y[np.isfinite(Y)], exact[np.isfinite(Y)], rtol=2 ** -10)
+    assert np.isfinite(saved).all() and np.isfinite(moving).all()
+
+
+@pytest.mark.parametrize('relu', ['no', 1, None, np.ones(2, bool)])
+def test_relu_is_yes_or_no(relu):
+    layer(GOOD['X'], GOOD['gamma'], GOOD['beta'], relu=np.True_)
+    with pytest.raises(TypeError, match=r'^relu: expected True or False'):
+        layer(GOOD['X'], GOOD['gamma'], GOOD['beta'], relu=relu)
+    with pytest.raises(TypeError, match=r'^relu: expected True or False'):
+        gpu_backward(GOOD['dY'], GOOD['X'], np.ones((5, 3), 'float32'), relu)
+
+
+@pytest.mark.parametrize('program', [
+    module.moments_program, module.statistics_program,
+    module.normalize_program, module.gradient_sums_program,
+    module.factors_program, module.input_gradient_program,
+    module.forward_programs, module.backward_programs])
+def test_a_program_takes_a_grid(program):
+    with pytest.raises(TypeError, match=r'^grid: expected a GpuGrid, got tup'):
+        program((2, 3, 4, 4))
+
+
+def test_moving_statistics_lie_apart():
+    moving = np.ones(3, 'float32')
+    with pytest.raises(ValueError, match=r'^moving_var: expected other mem'):
+        gpu_forward(GOOD['X'], GOOD['gamma'], GOOD['beta'], moving, moving)
+    assert (moving == 1).all()
+    pair = np.ones((3, 2), 'float32')  # woven into each other, but apart
+    gpu_forward(GOOD['X'], GOOD['gamma'], GOOD['beta'], *pair.T)
+    assert (pair != 1).all()
+
+
 GOOD = dict(zip(('X', 'dY', 'gamma', 'beta'), draw((4, 3)), strict=True))
 
 
@@ -256,6 +320,7 @@ GOOD = dict(zip(('X', 'dY', 'gamma', 'beta'), draw((4, 3)), strict=True))
     ('X', np.ones((2, 3, 4), 'float32'), ValueError),
     ('X', np.ones((0, 3), 'float32'), ValueError),
     ('gamma', np.ones(2, 'float32'), ValueError),
+    ('gamma', np.ones(3, 'float16'), TypeError),
     ('beta', np.ones(3), TypeError),
     ('moving_mean', np.ones((1, 3), 'float32'), ValueError),
     ('moving_var', -np.ones(3, 'float32'), ValueError),
@@ -282,6 +347,7 @@ def test_moving_statistics_must_be_writeable(name):
 @pytest.mark.parametrize(('name', 'value', 'error'), [
     ('dY', np.ones((3, 4), 'float32'), ValueError),
     ('dY', np.ones((4, 3)), TypeError),
+    ('dY', np.ones((4, 3), 'float16'), TypeError),
     ('saved', np.ones((4, 3), 'float32'), ValueError)])
 def test_bad_arguments_of_backward_are_named(name, value, error):
     arguments = {'dY': GOOD['dY'], 'X': GOOD['X'],
@@ -294,7 +360,9 @@ def test_bad_arguments_of_backward_are_named(name, value, error):
 
 GRIDS = {'images': gpu_grid((3, 2, 5, 7), 64, 1),
          'lanes': gpu_grid((3, 2, 8, 8), 32, 1),
-         'dense': gpu_grid((9, 11), 64, 1)}
+         'dense': gpu_grid((9, 11), 64, 1),
+         'half': gpu_grid((5, 2, 8, 8), 32, 1, 'float16'),
+         'dense half': gpu_grid((9, 17), 32, 1, 'float16')}
 each_grid = pytest.mark.parametrize('grid', GRIDS.values(), ids=GRIDS)
 
 
@@ -322,6 +390,19 @@ def test_each_barrier_is_needed(make, barriers):
 
 
 # Sources for other GPUs
+
+@pytest.mark.parametrize('relu', [False, True])
+@pytest.mark.parametrize(('size', 'vector'), [
+    (8, 'uint4'), (6, 'half4'), (5, None)])
+def test_source_for_cuda_in_float16(relu, size, vector):
+    """A load moves as many bytes as the size allows; sums are float32."""
+    grid = gpu_grid((4, 3, size, size), dtype='float16')
+    for program in programs_of(grid, relu):
+        _, cuda = cuda_source(program).split('extern "C"', 1)
+        assert not re.search(r'half \w+ =|__h\w+\(', cuda)
+        if vector and 'X' in [param.name for param in program.params]:
+            assert f'*({vector}*)(X_ptr' in cuda
+
 
 @pytest.mark.parametrize('relu', [False, True])
 def test_sources_for_cuda_and_webgpu(relu):

@@ -1,7 +1,9 @@
 """What the button for the reader's GPU is given; a browser presses it."""
+import json
 import math
 
 import pytest
+import reader_gpu
 
 from d2ltvm.reader_gpu import ReaderGpu
 
@@ -37,3 +39,17 @@ def test_the_figure_is_small_and_asks_nobody():
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         ReaderGpu(*arguments)
+
+
+@pytest.mark.parametrize(('place', 'kind'), [(0, 'inference'),
+                                             (1, 'training')])
+def test_the_stored_result_is_of_software_and_of_todays_batches(place, kind):
+    found = json.loads(reader_gpu.RESULTS.read_text())[place]
+    assert found['kind'] == kind
+    assert found['adapter']['architecture'] == 'swiftshader'
+    runs = ReaderGpu(kind).plan['runs'][:len(found['rows'])]
+    assert len(runs) >= 2  # a software GPU stops when it gets slow
+    for row, run in zip(found['rows'], runs, strict=True):
+        assert (row['shape'], row['bytes']) == (run['shape'], run['bytes'])
+        assert 0 < row['error'] < 1e-5 and row['copy_rate'] > 0
+        assert row['rate'] == pytest.approx(row['bytes'] / row['seconds'])

@@ -1,28 +1,13 @@
 """The button that runs programs on the reader's GPU; here it is software."""
-import json
+from functools import partial
 
 import pytest
+import reader_gpu
+from reader_gpu import finished
 
 from d2ltvm.reader_gpu import ReaderGpu
 
-
-def show(browser, *figures):
-    """The figures on a page of localhost, which WebGPU takes for secure."""
-    tab = browser.new_page()
-    tab.on('pageerror', lambda error: pytest.fail(str(error)))
-    page = '<!DOCTYPE html><html lang="en"><body>' + ''.join(
-        figure._repr_html_() for figure in figures)
-    tab.route('**/*', lambda route: route.fulfill(
-        body=page, content_type='text/html; charset=utf-8'))
-    tab.goto('http://localhost/')
-    return tab
-
-
-def finished(figure):
-    """Press the button, and wait until it can be pressed again."""
-    figure.locator('button').click()
-    figure.locator('button:enabled').wait_for(timeout=300_000)
-    return figure.locator('[role=status]').inner_text()
+show = partial(reader_gpu.show, fail=pytest.fail)
 
 
 @pytest.mark.parametrize('kind', ['inference', 'training'])
@@ -33,10 +18,8 @@ def test_the_button_checks_and_times(webgpu, kind):
     assert tab.locator('tbody tr').count() == 2
     for path in tab.locator('[data-line]').all():
         assert path.get_attribute('d').count('L') == 1
-    with tab.expect_download() as download:
-        tab.get_by_text('Save the result').click()
-    assert download.value.suggested_filename == f'gpu-{kind}.json'
-    saved = json.loads(download.value.path().read_text())
+    saved = reader_gpu.saved(tab)
+    assert tab.locator('a').get_attribute('download') == f'gpu-{kind}.json'
     assert saved['kind'] == kind and saved['adapter']['vendor']
     assert [row['shape'] for row in saved['rows']] == [
         run['shape'] for run in figure.plan['runs']]

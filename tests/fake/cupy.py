@@ -29,13 +29,18 @@ extern "C" float sqrtf(float);
 typedef unsigned uint;
 struct uint3 { uint x, y, z; };
 struct alignas(16) uint4 { uint x, y, z, w; };
+struct alignas(8) uint2 { uint x, y; };
+struct uint1 { uint x; };
 struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) float2 { float x, y; };
 static __thread uint3 threadIdx, blockIdx;
 static pthread_barrier_t gate;
 static void __syncthreads() { pthread_barrier_wait(&gate); }
 '''
 HALF = '''
 #include <immintrin.h>
+#define half2 uint1
+#define half4 uint2
 struct half {
   unsigned short bits;
   half() = default;
@@ -144,6 +149,7 @@ cuda = SimpleNamespace(
     get_elapsed_time=lambda begin, end: 1e3 * (end.time - begin.time),
     Device=lambda: SimpleNamespace(compute_capability='90'),
     runtime=SimpleNamespace(
+        deviceSynchronize=lambda: None,
         getDeviceProperties=lambda device: {
             'name': b'the processor', 'totalGlobalMem': 1, 'l2CacheSize': 1},
         driverGetVersion=lambda: 0, runtimeGetVersion=lambda: 0))
