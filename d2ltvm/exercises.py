@@ -241,7 +241,7 @@ def _compare(got: np.ndarray, right: np.ndarray, tolerance: float,
         complaint = 'is NaN where a number is expected'
     elif not close:
         complaint = 'is off' + f' (in {got.dtype})' * (
-            got.dtype in ('float16', 'float32'))
+            got.dtype.kind == 'f' and got.itemsize < right.itemsize)
     elif got.dtype != (dtype or got.dtype):
         complaint = (f'has the right values, but dtype {got.dtype}; asked '
                      f'for is {dtype}')
@@ -396,7 +396,7 @@ FAULTS = {
     'later': 'one step too many',
     'levels': 'the largest weight becomes 128, which int8 does not have',
     'little-endian': 'the least significant byte comes first',
-    'm-forgotten': 'a sum stands where a mean should: its divisor is missing',
+    'm-forgotten': 'the divisor m, the number of values, is missing',
     'mean-for-sum': 'it is a mean, and should be the sum',
     'mean-path': 'the path through the mean is missing',
     'mean-sign': 'the path through the mean has the wrong sign',
@@ -454,7 +454,8 @@ FAULTS = {
     'unweighted-rest': 'the weights of the batches do not add up to 1 yet',
     'updated-in-evaluation': 'the moving statistics are updated in evaluation',
     'var-path': 'the path through the variance is missing',
-    'var-sign': 'the path through the variance has the wrong sign',
+    'var-sign': 'the path through the variance, or the mean square, has the '
+                'wrong sign',
     'whole-batch': 'the whole batch shares its statistics; each part should '
                    'have its own',
 }

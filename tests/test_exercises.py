@@ -63,6 +63,16 @@ def test_no_wrong_variant_is_right_when_rounded(name, i):
             for f in (row.wrong[i][1], row.right)), strict=True))
 
 
+def test_inputs_may_be_awkward_and_right_outputs_are_numbers():
+    for row in TABLE.values():
+        for sample in exercises._samples(row, 1):
+            for value in exercises._run(row, row.right, sample).values():
+                assert np.isfinite(value).all()
+    padded = [sample['X'] for sample in exercises._samples(
+        TABLE['masked-statistics'], 0)]
+    assert 0 < sum(np.isnan(X).any() for X in padded) < len(padded)
+
+
 def test_signature_of_each_row():
     for row in TABLE.values():
         names = [part.split(':')[0] for part in row.inputs.split()]
@@ -578,7 +588,9 @@ def test_moving_values_beside_a_loop():
      'X_hat is NaN where a number is expected'),
     ('normalize', lambda X, eps: X + np.inf, 'X_hat is off'),
     ('normalize', lambda X, eps: right('normalize', X, eps).astype('f4') + .1,
-     r'X_hat is off \(in float32\)')])
+     r'X_hat is off \(in float32\)'),
+    ('half-mean', lambda X: X.mean(0), r'mean is off \(in float16\)'),
+    ('half-mean', lambda X: X.mean(0, 'float32') + 1, 'mean is off$')])
 def test_what_has_the_wrong_form_is_said(name, f, complaint):
     report = check(name, f)
     assert not report and re.match(complaint, report.complaint)
