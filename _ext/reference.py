@@ -5,6 +5,7 @@ line leads both ways: the notebook's cell gets a label `NAME-ID` and a line
 that names its entries, an entry gets a link to the section of its cell.
 """
 import importlib
+import json
 import re
 import sys
 from functools import cache
@@ -22,6 +23,7 @@ CELL = re.compile(
     r'(?:(?:def|class) )?(\w+)', re.MULTILINE)
 
 
+@cache
 def modules():
     """Names of the generated modules, in the order of the book."""
     parts = yaml.safe_load((ROOT / '_toc.yml').read_text('utf-8'))['parts']
@@ -68,7 +70,7 @@ def mark_cells(app, doctree):
     module = docname.removeprefix('chapters/')
     if docname == module or module not in modules():
         return
-    cells = yaml.safe_load(  # JSON is YAML, and tabs are escaped in it
+    cells = json.loads(
         Path(app.env.doc2path(docname)).read_text('utf-8'))['cells']
     entries: dict[str, list[str]] = {}
     for name, cell in public(module).items():
