@@ -190,20 +190,21 @@ def test_share_of_the_machine_that_others_use():
     assert 0 <= side_by_side.busy(0.05) <= 1
 
 
-def test_every_engine_runs_with_one_thread_and_with_all(monkeypatch):
+@pytest.mark.parametrize('engine', ['TVM', later('MXNet naive')])
+def test_every_engine_runs_with_one_thread_and_with_all(monkeypatch, engine):
     monkeypatch.setattr(side_by_side, 'ENGINES', {
-        'NumPy': engines.NumPy, 'MXNet naive': engines.MXNetNaive})
-    monkeypatch.setattr(side_by_side, 'threads', lambda: 3)
+        name: engines.ENGINES[name] for name in ('NumPy', engine)})
+    monkeypatch.setattr(side_by_side, 'threads', lambda: 2)
     workers, left_out = side_by_side.start()
     try:
         assert left_out == {}
         assert [(one.name, one.form('x')) for one in workers] == [
-            ('NumPy', 'x, 1 thread'), ('MXNet naive', 'x, 1 thread'),
-            ('MXNet naive', 'x, 3 threads')]
-        assert workers[2].form('') == '3 threads'
-        assert {name: engine['threads'] for name, engine in
+            ('NumPy', 'x, 1 thread'), (engine, 'x, 1 thread'),
+            (engine, 'x, 2 threads')]
+        assert workers[2].form('') == '2 threads'
+        assert {name: found['threads'] for name, found in
                 side_by_side.stated(workers).items()} == {
-                    'NumPy': [1], 'MXNet naive': [1, 3]}
+                    'NumPy': [1], engine: [1, 2]}
     finally:
         for one in workers:
             one.close()
