@@ -316,6 +316,7 @@ def _sizes(grid: GpuGrid, relu: bool = False) -> tuple[int, int]:
 # chapters/gpu_training.ipynb, cell fn-move
 @T.inline
 def _move(source, i, target, k, lanes):
+    """Move a vector, from `i` of the source to `k` of the target."""
     for j in T.vectorized(lanes):
         target[k + j] = source[i + j]
 
