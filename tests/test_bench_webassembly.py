@@ -214,7 +214,7 @@ def test_onnx_runtime_web_computes_the_same(files, tmp_path, place):
     settings = json.loads((folder / 'settings.json').read_text())
     (folder / 'settings.json').write_text(json.dumps(
         settings | {'theirs': suite.THEIRS}))
-    for name, shape, forms in (('network', (1, 1, 26, 26), 6),
+    for name, shape, forms in (('network', (1, 1, 26, 26), 7),
                                ('operator', suite.OPERATOR, 1)):
         left_out = {}
         parts = side_by_side.prepare([place('Node', folder)], name, shape,

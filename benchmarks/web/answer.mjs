@@ -118,7 +118,7 @@ const theirOperator = async options => onnx(
 
 const level = graphOptimizationLevel => ({graphOptimizationLevel});
 const LEVELS = {
-  ...Object.fromEntries(["all", "extended", "basic", "disabled"].map(
+  ...Object.fromEntries(["all", "layout", "extended", "basic", "disabled"].map(
     name => [name, level(name)])),
   "all, no arena": {...level("all"), enableCpuMemArena: false,
                     enableMemPattern: false}};
