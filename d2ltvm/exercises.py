@@ -456,6 +456,7 @@ FAULTS = {
     'var-path': 'the path through the variance is missing',
     'var-sign': 'the path through the variance, or the mean square, has the '
                 'wrong sign',
+    'weights': 'the weights of the two values do not add up to 1',
     'whole-batch': 'the whole batch shares its statistics; each part should '
                    'have its own',
 }
@@ -495,7 +496,9 @@ def _root_faults(f: Callable[..., Any]
     return (('root', functools.partial(f, root=np.add)),
             ('no-eps', lambda *a: f(*a[:-1], 0.0)),
             ('constant-eps', lambda *a: f(*a[:-1], 1e-5)),
-            ('eps-outside', functools.partial(f, root=_outside)))
+            ('eps-outside', functools.partial(f, root=_outside)),
+            ('no-deviation', functools.partial(
+                f, root=lambda var, eps: np.ones_like(var))))
 
 
 # chapters/exercises.ipynb, cell fn-parts
@@ -508,6 +511,17 @@ def _gradient(dY: Any, X: Any, gamma: Any, eps: float, axis: Any = 0,
     rho = 1 / root(X.var(axis, ddof=ddof, keepdims=True), eps)
     return rho * (h - mean * h.sum(axis, keepdims=True) / m
                   - var * X_hat * (h * X_hat).sum(axis, keepdims=True) / m)
+
+
+# chapters/exercises.ipynb, cell fn-parts
+def _affine_faults(f: Callable[..., Any]
+                   ) -> tuple[tuple[str, Callable[..., Any]], ...]:
+    """What can go wrong with gamma and beta, which `f` takes after X."""
+    return (('no-gamma', lambda X, g, b, *a: f(X, 0 * g + 1, b, *a)),
+            ('no-beta', lambda X, g, b, *a: f(X, g, 0 * b, *a)),
+            ('no-affine', lambda X, g, b, *a: f(X, 0 * g + 1, 0 * b, *a)),
+            ('gamma-beta', lambda X, g, b, *a: f(X, b, g, *a)),
+            ('beta-scaled', lambda X, g, b, *a: f(X, g, g * b, *a)))
 
 
 # chapters/exercises.ipynb, cell fn-parts
@@ -582,6 +596,9 @@ def _statistics() -> list[Exercise]:
              ('between', lambda X: (X.mean((0, 2, 3)),
                                     X.var(0).mean((1, 2)))),
              ('axes', lambda X: (X.mean(0), X.var(0))),
+             ('axes', lambda X: (X.mean((2, 3)), X.var((2, 3)))),
+             ('deviation', lambda X: (X.mean((0, 2, 3)),
+                                      X.std((0, 2, 3)))),
              ('unbiased', lambda X: (X.mean((0, 2, 3)),
                                      X.var((0, 2, 3), ddof=1))))),
         Exercise(
@@ -646,11 +663,7 @@ def _forward() -> list[Exercise]:
         Exercise(
             'forward', 'theory', 'The layer in training.',
             'X:NF gamma:F beta:F eps', 'Y:NF', layer,
-            (('no-gamma', lambda X, g, b, eps: layer(X, 1, b, eps)),
-             ('no-beta', lambda X, g, b, eps: layer(X, g, 0, eps)),
-             ('no-affine', lambda X, g, b, eps: layer(X, 1, 0, eps)),
-             ('gamma-beta', lambda X, g, b, eps: layer(X, b, g, eps)),
-             ('beta-scaled', lambda X, g, b, eps: layer(X, g, g * b, eps)),
+            (*_affine_faults(layer),
              ('each-example', functools.partial(layer, axis=1)),
              ('axes', functools.partial(layer, axis=None)),
              ('unbiased', functools.partial(layer, ddof=1)),
@@ -662,14 +675,16 @@ def _forward() -> list[Exercise]:
              ('each-example', functools.partial(images, axis=(1, 2, 3))),
              ('axes', functools.partial(images, axis=0)),
              ('unbiased', functools.partial(images, ddof=1)),
-             *_root_faults(images))),
+             *_affine_faults(images), *_root_faults(images))),
         Exercise(
             'evaluation', 'tvm_inference', 'The layer in evaluation, with '
             'given statistics.', 'X:NF gamma:F beta:F mean:F var:+F eps',
             'Y:NF', known,
             (('batch-in-evaluation', lambda X, g, b, mean, var, eps:
               layer(X, g, b, eps)),
-             *_root_faults(known))),
+             ('not-centred', lambda X, g, b, mean, var, eps:
+              known(X, g, b, 0 * mean, var, eps)),
+             *_affine_faults(known), *_root_faults(known))),
         Exercise(
             'scale-and-shift', 'tvm_inference', 'Numbers s and t of each '
             'feature, so that X * s + t is the layer in evaluation.',
@@ -900,8 +915,8 @@ def _family() -> list[Exercise]:
             'mean 0 and variance 1, then gamma and beta.',
             'X:NF gamma:F beta:F eps', 'Y:NF', layer,
             (('axes', partial(layer, axis=0)),
-             ('no-affine', lambda X, gamma, beta, eps: _normal(X, eps, 1)),
-             ('unbiased', partial(layer, ddof=1)), *_root_faults(layer))),
+             ('unbiased', partial(layer, ddof=1)), *_affine_faults(layer),
+             *_root_faults(layer))),
         Exercise(
             'layer-norm-backward', 'why', 'The gradient by X of layer '
             'normalization.', 'dY:NF X:NF gamma:F eps', 'dX:NF',
@@ -917,6 +932,7 @@ def _family() -> list[Exercise]:
               layer(X, gamma, 0, eps)),
              ('axes', partial(rms, axis=0)),
              ('m-forgotten', partial(rms, add=np.sum)),
+             ('no-gamma', lambda X, gamma, eps: rms(X, 1, eps)),
              *_root_faults(rms))),
         Exercise(
             'rms-backward', 'why', 'The gradient by X of RMS '
@@ -964,8 +980,8 @@ def _moving() -> list[Exercise]:
         return momentum * moving + (1 - momentum) * batch
 
     def step(X: Any, g: Any, b: Any, mean: Any, var: Any, momentum: float,
-             eps: float, training: bool, ddof: int = 0,
-             fault: str = '', root: Callable[..., Any] = _inside
+             eps: float, training: bool, fault: str = '',
+             root: Callable[..., Any] = _inside
              ) -> tuple[Any, ...]:
         seen = X.mean(0), X.var(0)
         use = seen if training else (mean, var)
@@ -973,12 +989,14 @@ def _moving() -> list[Exercise]:
             use = mean, var
         elif fault == 'evaluation':
             use = seen
-        Y = g * (X - use[0]) / root(use[1], eps) + b
-        if not training and fault != 'update':
-            return Y, mean, var
+        stored = {'unbiased': X.var(0, ddof=1), 'deviation': X.std(0)}.get(
+            fault, seen[1])
         share = {'momentum': 1 - momentum, 'never': 1}.get(fault, momentum)
-        return (Y, average(mean, seen[0], share),
-                average(var, X.var(0, ddof=ddof), share))
+        new = average(mean, seen[0], share), average(var, stored, share)
+        if fault == 'new' and training:
+            use = new
+        Y = g * (X - use[0]) / root(use[1], eps) + b
+        return Y, *(new if training or fault == 'update' else (mean, var))
 
     def share(n: int, first: float, least: float) -> float:
         return max(first / n, least)
@@ -1031,7 +1049,11 @@ def _moving() -> list[Exercise]:
             'momentum is the share of the old one.',
             'moving:F batch:F momentum', 'moving:F', average,
             (('momentum', lambda moving, batch, momentum:
-              average(moving, batch, 1 - momentum)),)),
+              average(moving, batch, 1 - momentum)),
+             ('weights', lambda moving, batch, momentum:
+              momentum * moving + batch),
+             ('weights', lambda moving, batch, momentum:
+              moving + (1 - momentum) * batch))),
         Exercise(
             'moving-share', page, 'The share of the n-th batch: first / n, '
             'but not below least.', 'n first least', 'share', share,
@@ -1047,11 +1069,13 @@ def _moving() -> list[Exercise]:
             (('updated-in-evaluation', partial(step, fault='update')),
              ('momentum', partial(step, fault='momentum')),
              ('moving-in-training', partial(step, fault='training')),
+             ('moving-in-training', partial(step, fault='new')),
              ('batch-in-evaluation', partial(step, fault='evaluation')),
              ('never-updated', partial(step, fault='never')),
              ('root', partial(step, root=np.add)),
              ('eps-outside', partial(step, root=_outside)),
-             ('stored-unbiased', partial(step, ddof=1)))),
+             ('stored-unbiased', partial(step, fault='unbiased')),
+             ('deviation', partial(step, fault='deviation')))),
         Exercise(
             'torch-step', page, "PyTorch's rule for the moving variance: "
             'momentum is the share of the new value, which is the unbiased '
@@ -1129,7 +1153,8 @@ def _folding() -> list[Exercise]:
                ) -> tuple[tuple[str, Callable[..., Any]], ...]:
         names = ('bias', 'shift', 'not-centred', 'no-beta', 'mean-unscaled',
                  name)
-        return (*((name, partial(f, fault=name)) for name in names),
+        return (('no-gamma', lambda W, b, g, *a: f(W, b, 0 * g + 1, *a)),
+                *((name, partial(f, fault=name)) for name in names),
                 *_root_faults(f))
 
     def border(g: Any, b: Any, mean: Any, var: Any, eps: float,
@@ -1195,7 +1220,6 @@ def _folding() -> list[Exercise]:
              ('no-beta', lambda g, b, mean, var, eps: mean),
              ('no-gamma', lambda g, *a: border(1, *a)),
              ('gamma-abs', lambda g, *a: border(abs(g), *a)),
-             ('no-deviation', lambda g, b, mean, var, eps: mean - b / g),
              *_root_faults(border)), draw=signs),
         Exercise(
             'quantize', 'quantization', 'A step for each row of W, which '
