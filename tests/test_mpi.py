@@ -85,6 +85,39 @@ def test_both_engines_give_the_same_bits(tmp_path, workers):
                            err_msg=f'worker {rank}')
 
 
+SUM = '''
+import sys
+import numpy as np
+from mpi4py import MPI
+
+comm = MPI.COMM_WORLD
+own = np.random.default_rng(comm.Get_rank()).normal(size=130_000)
+own, total = own.astype("float32"), np.empty(130_000, "float32")
+comm.Allreduce(own, total)
+if comm.Get_rank() == 0:
+    np.save(sys.argv[1], total)
+'''
+
+
+def test_mpi_adds_in_the_same_order_in_every_run(tmp_path):
+    """Of four workers, where another order gives other bits."""
+    totals = []
+    for name in ('first', 'second'):
+        path = tmp_path / f'{name}.npy'
+        subprocess.run(
+            [launcher.find_mpirun(), '--allow-run-as-root', '--oversubscribe',
+             '-n', '4', sys.executable, '-m', 'mpi4py', '-c', SUM, str(path)],
+            check=True, timeout=300)
+        totals.append(np.load(path))
+    assert_array_equal(*totals)
+    rows = [np.random.default_rng(rank).normal(size=130_000).astype('float32')
+            for rank in range(4)]
+    forward, backward = (sum(order[1:], start=order[0])
+                         for order in (rows, rows[::-1]))
+    assert_allclose(totals[0], forward, atol=1e-5)
+    assert (forward != backward).any()
+
+
 def test_mpi4py_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, 'mpi4py', None)
     with pytest.raises(ModuleNotFoundError, match=r"^MPIExchange needs the "
