@@ -24,7 +24,7 @@ from d2ltvm.gpu_schedule import (
 )
 from d2ltvm.gpu_training import gpu_backward, gpu_forward, gpu_grid
 from gpu_programs import programs_of, run_all
-from soak import SOAK
+from soak import SOAK, later
 from test_training_operator import draw, judge
 
 pytest.importorskip('pyopencl', reason='no OpenCL: pip install pyopencl '
@@ -115,7 +115,7 @@ def drawn(shape, seed, offset, scale, dtype):
 @given(shapes, st.sampled_from((32, 64, 256)), st.sampled_from((1, 2, 8)),
        st.booleans(), dtypes, st.integers(0, 2 ** 32 - 1))
 @example((5, 3, 12, 12), 32, 2, True, 'float32', 0)
-@example((5, 3, 8, 8), 32, 2, True, 'float16', 0)
+@example((5, 3, 16, 16), 32, 2, True, 'float16', 0)
 @example((90, 13), 32, 2, False, 'float16', 0)
 def test_against_float64(shape, threads, steps, relu, dtype, seed):
     """Any shape, several parts, near zero and far from it."""
@@ -126,17 +126,16 @@ def test_against_float64(shape, threads, steps, relu, dtype, seed):
         judge(run_all(calls, *arrays), *arrays, relu=relu)
         for a, b in zip(arrays, kept, strict=True):
             assert_array_equal(a, b)
-    for momentum, eps in ((0.0, 1e-8), (0.5, 10.0)):
+    # A tiny eps would make gradients that float16 cannot hold
+    for momentum, eps in ((0.0, 1e-8 if dtype == 'float32' else 1e-3),
+                          (0.5, 10.0)):
         judge(run_all(calls, *arrays, momentum, eps), *arrays, momentum, eps,
               relu)
 
 
 @pytest.mark.parametrize('shape', [
-    (3, 2, 96, 96),
-    pytest.param((40, 1, 224, 224), marks=pytest.mark.soak),
-    pytest.param((70000, 3), marks=pytest.mark.soak),
-    pytest.param((257, 5, 7, 7), marks=pytest.mark.soak),
-    pytest.param((1, 1, 3000, 3001), marks=pytest.mark.soak)])
+    (3, 2, 96, 96), later((40, 1, 224, 224)), later((70000, 3)),
+    later((257, 5, 7, 7)), later((1, 1, 3000, 3001))])
 def test_many_parts(shape):
     calls = on_opencl(gpu_grid(shape))
     for offset in (0, 1000):
@@ -159,6 +158,7 @@ def test_more_steps_where_256_parts_are_not_enough():
     judge(run_all(on_opencl(grid), *arrays), *arrays)
 
 
+@pytest.mark.soak  # the same judge is tested in `test_training_operator.py`
 @pytest.mark.parametrize('place', range(6))
 def test_the_judge_sees_small_faults(place):
     arrays = draw((16, 4, 6, 6), offset=3)
@@ -174,8 +174,9 @@ def layer(X, gamma, beta, **options):
     return (*gpu_forward(X, gamma, beta, *moving, **options), *moving)
 
 
-@pytest.mark.parametrize('shape', [(33, 19), (4, 3, 5, 5)])
-@pytest.mark.parametrize('relu', [False, True])
+@pytest.mark.parametrize(('shape', 'relu'), [
+    ((33, 19), False), ((4, 3, 5, 5), True), later((33, 19), True),
+    later((4, 3, 5, 5), False)])
 def test_cpu_and_gpu_can_take_turns(shape, relu):
     """The same numbers, also where the other one has gone forward."""
     X, dY, gamma, beta = draw(shape, offset=1000)
@@ -228,10 +229,13 @@ def test_finite_differences():
                         rtol=2e-3)
 
 
-@pytest.mark.parametrize('relu', [False, True])
-@pytest.mark.parametrize('shape', [(33, 19), (4, 3, 5, 5)])
 @pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize('dtype', ['float32', 'float16'])
+@pytest.mark.parametrize(('shape', 'relu', 'dtype'), [
+    ((33, 19), False, 'float32'), ((33, 19), False, 'float16'),
+    ((4, 3, 5, 5), True, 'float32'), later((33, 19), True, 'float32'),
+    later((33, 19), True, 'float16'), later((4, 3, 5, 5), False, 'float32'),
+    later((4, 3, 5, 5), False, 'float16'),
+    later((4, 3, 5, 5), True, 'float16')])
 def test_nan_is_not_hidden(shape, relu, value, dtype):
     X, dY, gamma, beta = drawn(shape, 0, 0, 1, dtype)
     X[2, 1] = value
@@ -250,7 +254,8 @@ def test_nan_is_not_hidden(shape, relu, value, dtype):
 @pytest.mark.parametrize('X', [
     np.full((33, 19), 7.1, 'float32'), np.full((1, 19), 7.1, 'float32'),
     np.full((4, 3, 5, 5), 1e6 / 3, 'float32'),
-    np.full((33, 19), 7.1, 'float16'), np.ones((1, 3, 1, 1), 'float16')])
+    np.full((33, 19), 7.1, 'float16'),
+    later(np.ones((1, 3, 1, 1), 'float16'))])
 def test_no_variance_gives_beta(X):
     _, dY, gamma, beta = drawn(X.shape, 0, 0, 1, X.dtype)
     Y, saved, *_ = layer(X, gamma, beta)
@@ -363,11 +368,12 @@ GRIDS = {'images': gpu_grid((3, 2, 5, 7), 64, 1),
          'dense': gpu_grid((9, 11), 64, 1),
          'half': gpu_grid((5, 2, 8, 8), 32, 1, 'float16'),
          'dense half': gpu_grid((9, 17), 32, 1, 'float16')}
-each_grid = pytest.mark.parametrize('grid', GRIDS.values(), ids=GRIDS)
 
 
-@each_grid
-@pytest.mark.parametrize('relu', [False, True])
+@pytest.mark.parametrize(('grid', 'relu'), [
+    pytest.param(grid, relu, id=f'{name}-{relu}', marks=[] if relu == (
+        name in ('images', 'lanes', 'dense half')) else pytest.mark.soak)
+    for name, grid in GRIDS.items() for relu in (False, True)])
 def test_no_program_has_a_race(grid, relu):
     assert grid.parts > 1
     for program in programs_of(grid, relu):
