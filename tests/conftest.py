@@ -1,10 +1,9 @@
 """What several test files share."""
 import sys
 
-import pdf
+import chrome
 import pytest
 from hypothesis import HealthCheck, settings
-from playwright.sync_api import sync_playwright
 
 from d2ltvm.mxnet_today import mx
 from soak import SOAK, examples
@@ -39,19 +38,8 @@ def semantics(request):
     mx.npx.reset_np()
 
 
-@pytest.fixture(scope='module')  # asyncio is blocked as long as it runs
-def chromium():
-    """A browser without a window, the one of this machine."""
-    path = pdf.chromium()
-    if path is None:
-        pytest.skip('no browser: install Chromium (Debian: apt install '
-                    'chromium)')
-    with sync_playwright() as playwright:
-        # The pages are our own; a container has no user for the sandbox
-        browser = playwright.chromium.launch(executable_path=path,
-                                             args=['--no-sandbox'])
-        yield browser
-        browser.close()
+# One for each file: asyncio is blocked as long as it runs
+chromium = pytest.fixture(scope='module')(chrome.chromium)
 
 
 @pytest.fixture

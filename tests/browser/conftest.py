@@ -6,10 +6,16 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urljoin
 
+import chrome
 import firefox
 import pdf
 import pytest
 
+# The theme that the system asks for, whatever was chosen before
+THEME = '''if (location.protocol !== "about:")
+  localStorage.mode = localStorage.theme =
+    matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+'''
 BOOK = Path(__file__).resolve().parents[2] / '_build/html'
 
 
@@ -29,6 +35,10 @@ def book():
     yield f'http://127.0.0.1:{server.server_port}/'
     server.shutdown()
     server.server_close()
+
+
+# One for all files here: none of them needs asyncio
+chromium = pytest.fixture(scope='package')(chrome.chromium)
 
 
 @pytest.fixture(scope='module')
@@ -53,43 +63,83 @@ def fox():
     window.close()
 
 
-@pytest.fixture
-def visit(chromium, book):
-    """Open a page in a fresh profile; at the end, nothing may have failed."""
-    contexts, complaints = [], []
+class Window:
+    """A tab in a profile of its own, which keeps what fails in it."""
 
-    def visit(page, theme='light', width=1280, at=book, **options):
-        context = chromium.new_context(
-            viewport={'width': width, 'height': 900}, color_scheme=theme,
-            reduced_motion='reduce', **options)
-        contexts.append(context)
+    def __init__(self, chromium, at, before='', **options):
+        self.complaints = []
+        self.context = chromium.new_context(reduced_motion='reduce',
+                                            **options)
         if options.get('java_script_enabled', True):
-            context.add_init_script(f'localStorage.mode = "{theme}";'
-                                    f'localStorage.theme = "{theme}"')
+            self.context.add_init_script(THEME + before)
+        own = '|'.join(map(re.escape, (
+            urljoin(at, '/'), 'data:', 'blob:', 'about:')))
+        self.context.route(re.compile(f'^(?!{own})'), self.refuse)
+        self.tab = self.context.new_page()
+        self.tab.on('console', self.console)
+        self.tab.on('pageerror',
+                    lambda error: self.complaints.append(str(error)))
+        self.tab.on('response', lambda answer: answer.ok
+                    or answer.status == 304 or self.complaints.append(
+                        f'{answer.status} {answer.url}'))
 
-        def ask(route):
-            complaints.append(f'asked another host: {route.request.url}')
-            route.abort()
+    def refuse(self, route):
+        self.complaints.append(f'asked another host: {route.request.url}')
+        route.abort()
 
-        def console(message):
-            # Sphinx's search looks for an id with a dot as if it were a class
-            if message.type in ('error', 'warning') and not re.search(
-                    r"content block not found.* #module-\w+\.", message.text):
-                complaints.append(f'{message.type}: {message.text}')
+    def console(self, message):
+        # Sphinx's search looks for an id with a dot as if it were a class
+        if message.type in ('error', 'warning') and not re.search(
+                r"content block not found.* #module-\w+\.", message.text):
+            self.complaints.append(f'{message.type}: {message.text}')
 
-        own = '|'.join(map(re.escape, (urljoin(at, '/'), 'data:', 'blob:')))
-        context.route(re.compile(f'^(?!{own})'), ask)
-        tab = context.new_page()
-        tab.on('console', console)
-        tab.on('pageerror', lambda error: complaints.append(str(error)))
-        tab.on('response', lambda answer: answer.ok or answer.status == 304
-               or complaints.append(f'{answer.status} {answer.url}'))
+    def leave(self):
+        """As a fresh profile has it; what the page still says is heard."""
+        self.tab.evaluate('localStorage.clear(); sessionStorage.clear()')
+        self.tab.goto('about:blank')
+        self.tab.mouse.move(0, 0)
+
+
+@pytest.fixture(scope='package')
+def windows(chromium):
+    """Those that are free, to be used again."""
+    return []
+
+
+@pytest.fixture
+def visit(chromium, book, windows):
+    """Open a page; at the end, nothing may have failed.
+
+    A window is used again, because its process has then read the scripts of
+    the book, the larger part of the work. One that runs a script `before`
+    those of the page, or has options, is new and is closed at the end.
+    """
+    kept, closed = [], []
+
+    def visit(page, theme='light', width=1280, at=book, before='',
+              **options):
+        if before or options or at != book:
+            window = Window(chromium, at, before, **options)
+            closed.append(window)
+        else:
+            window = windows.pop() if windows else Window(chromium, at)
+            kept.append(window)
+        tab = window.tab
+        tab.set_viewport_size({'width': width, 'height': 900})
+        tab.emulate_media(media='null', color_scheme=theme)
         tab.goto(at + page)
         if options.get('java_script_enabled', True):
             tab.evaluate('window.MathJax?.startup?.promise?.then(() => 0)')
         return tab
 
     yield visit
-    for context in contexts:
-        context.close()
+    complaints = []
+    for window in kept:
+        window.leave()
+        complaints += window.complaints
+        window.complaints.clear()
+        windows.append(window)
+    for window in closed:
+        window.context.close()
+        complaints += window.complaints
     assert complaints == []

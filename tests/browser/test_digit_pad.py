@@ -13,6 +13,7 @@ from d2ltvm.cpu_schedule import host_target
 from d2ltvm.folding import network_layers
 from d2ltvm.mnist import digits_28, load_mnist
 from d2ltvm.network_schedule import compile_network, vector_registers
+from soak import SOAK
 
 ROOT = Path(__file__).resolve().parents[2]
 BOOK = ROOT / '_build/html'
@@ -60,9 +61,7 @@ def only(build):
 
 @pytest.mark.parametrize('build', wa.BUILDS)
 def test_the_page_computes_what_python_does(visit, images, native, build):
-    tab = visit('genindex.html')  # a page without a pad
-    tab.add_init_script(only(build))
-    tab.goto(tab.url.replace('genindex.html', CHAPTER))
+    tab = visit(CHAPTER, before=only(build))
     pad = pad_of(tab)
     assert pad.evaluate('pad => pad.build') == build
     logits = np.array(tab.evaluate(LOGITS, images.tolist()), 'float32')
@@ -103,7 +102,7 @@ DIGITS = [
 ]
 
 
-def draw(tab, strokes):
+def draw(tab, strokes, steps=3):
     """With the mouse, in units of the field, which has 280 of them."""
     field = tab.locator('.digit-pad .pad')
     field.scroll_into_view_if_needed()
@@ -116,7 +115,7 @@ def draw(tab, strokes):
         tab.mouse.move(*at(first))
         tab.mouse.down()
         for point in more:
-            tab.mouse.move(*at(point), steps=3)
+            tab.mouse.move(*at(point), steps=steps)
         tab.mouse.up()
 
 
@@ -125,7 +124,7 @@ def test_ten_drawn_digits_are_read_right(visit):
     pad, read = pad_of(tab), []
     for strokes in DIGITS:
         pad.locator('.clear').click()
-        draw(tab, strokes)
+        draw(tab, strokes, steps=3 if SOAK else 1)
         read.append(pad.locator('.reads').inner_text()[:10])
     assert read == [f'It reads {digit}' for digit in range(10)]
     shares = [float(text.split()[0]) for text in
@@ -306,21 +305,21 @@ def test_statistics_are_switched(visit):
     tab = visit(CHAPTER)
     pad = pad_of(tab)
     pad.locator('summary').click()
-    answers = {}
+    answers, many = {}, '64' if SOAK else '8'
     for statistics in 'population', 'running', 'batch':
         pad.locator(f'input[value={statistics}]').check()
         for digit in 2, 3:
-            for count in '1', '64':
+            for count in '1', many:
                 pad.locator(f'input[name=images][value="{count}"]').check()
                 pad.get_by_label(f'Test digit {digit}').click()
                 answers[statistics, digit, count] = pad.locator(
                     '.bars .share').all_inner_texts()
     for statistics in 'population', 'running':
-        assert answers[statistics, 2, '1'] == answers[statistics, 2, '64']
+        assert answers[statistics, 2, '1'] == answers[statistics, 2, many]
     assert answers['population', 2, '1'] != answers['population', 3, '1']
     # One number for each channel is its own mean
     assert answers['batch', 2, '1'] == answers['batch', 3, '1']
-    assert answers['batch', 2, '64'] != answers['batch', 3, '64']
+    assert answers['batch', 2, many] != answers['batch', 3, many]
     assert pad.locator('input[value=separate]').is_disabled()
     assert pad.locator('.stages svg').count() == 6
     pad.locator('input[value=population]').check()
@@ -329,8 +328,9 @@ def test_statistics_are_switched(visit):
 
 
 @pytest.mark.parametrize(('page', 'theme', 'width'), [
-    (TITLE, 'light', 1280), (TITLE, 'dark', 390), (CHAPTER, 'light', 390),
-    (CHAPTER, 'dark', 1280)])
+    (TITLE, 'dark', 390), (CHAPTER, 'light', 390),
+    pytest.param(TITLE, 'light', 1280, marks=pytest.mark.soak),
+    pytest.param(CHAPTER, 'dark', 1280, marks=pytest.mark.soak)])
 def test_axe_after_use(visit, page, theme, width):
     tab = visit(page, theme, width)
     pad = pad_of(tab)
@@ -405,9 +405,7 @@ def test_a_browser_without_it_gets_a_sentence(visit):
         figure = tab.locator(f'figure.digit-{name}')
         assert 'Where scripts' in figure.inner_text()
         assert not figure.locator('button, summary, table').first.is_visible()
-    tab = visit('genindex.html')
-    tab.add_init_script('delete globalThis.WebAssembly')
-    tab.goto(tab.url.replace('genindex.html', CHAPTER))
+    tab = visit(CHAPTER, before='delete globalThis.WebAssembly')
     for name in 'pad', 'timing':
         figure = tab.locator(f'figure.digit-{name}')
         figure.get_by_text('this browser has no WebAssembly').wait_for()

@@ -95,8 +95,9 @@ def test_nobody_without_the_token_gets_in(live):
 
 
 @pytest.mark.parametrize(('page', 'code', 'printed'), [
-    ('theory', 'import numpy as np\nx = np.array([[1.0], [3.0]])\n'
-     'print(x.var(0, ddof=0) + 41)', '[42.]'),
+    pytest.param(
+        'theory', 'import numpy as np\nx = np.array([[1.0], [3.0]])\n'
+        'print(x.var(0, ddof=0) + 41)', '[42.]', marks=pytest.mark.soak),
     ('tvm_inference',
      'import d2ltvm\nprint(d2ltvm.batch_norm.__name__, 6 * 7)',
      'batch_norm 42')])

@@ -2,7 +2,7 @@
 import re
 
 import pytest
-from test_book import BOOK, CONTRAST, DARK, SETTLED, assert_axe_clean
+from test_book import BOOK, CONTRAST, DARK, PRUNE, SETTLED, assert_axe_clean
 
 PAGE = 'chapters/training_in_page.html'
 FIGURE = 'figure[data-explorer="Training"]'
@@ -126,6 +126,7 @@ def test_by_touch_on_a_phone_in_the_dark(visit):
     assert tab.url.endswith('#batch=2&steps=0')
     assert tab.evaluate('document.documentElement.scrollWidth') <= 390
     assert tab.evaluate(CONTRAST) == []
+    tab.evaluate(PRUNE)
     tab.wait_for_function(SETTLED)
     assert_axe_clean(tab)
 
@@ -193,5 +194,6 @@ def test_axe_is_content_after_use(visit):
     for theme in ('light', 'dark'):
         tab.evaluate(DARK.replace('dark', theme))
         assert tab.evaluate(CONTRAST) == []
+    tab.evaluate(PRUNE)
     tab.wait_for_function(SETTLED)
     assert_axe_clean(tab)
