@@ -17,7 +17,7 @@ ifneq ($(shell cat $(ready) 2>/dev/null),$(CURDIR))
 .PHONY: $(ready)
 endif
 
-.PHONY: book live pdf test unit digits fonts soak lock check package notebooks lab bench bench-keep shape clean
+.PHONY: book live pdf test short rendered unit digits fonts soak lock check package notebooks lab bench bench-keep shape clean
 .DELETE_ON_ERROR:
 
 book: package
@@ -39,10 +39,16 @@ pytest = OMP_WAIT_POLICY=passive TVM_THREAD_POOL_SPIN_COUNT=0 \
 nbval = --nbval --nbval-current-env --nbval-cell-timeout=800 \
     --nbval-sanitize-with tests/drawings.cfg \
     -p no:cacheprovider
+# The book is rendered, on one core, while the tests run that need none
 test: check fonts
-	D2LTVM_SHORT=1 $(pytest) $(nbval) tests chapters
-	$(venv)/bin/jupyter-book build . --all -W -n --keep-going -q
+	@$(MAKE) --no-print-directory --jobs 2 short rendered
 	$(pytest) --dist load tests/browser
+
+short:
+	D2LTVM_SHORT=1 $(pytest) $(nbval) tests chapters
+
+rendered:
+	$(venv)/bin/jupyter-book build . --all -W -n --keep-going -q
 
 # The notebooks whose digits may come from a folder, a server, or nowhere
 digits: $(ready) fonts
@@ -60,7 +66,7 @@ unit: $(ready)
 soak: export D2LTVM_SOAK = 1
 soak: check
 	$(pytest) --timeout=7200
-	$(venv)/bin/jupyter-book build . --all -W -n --keep-going -q
+	@$(MAKE) --no-print-directory rendered
 	$(pytest) --dist load --timeout=7200 tests/browser
 
 check: $(ready)
