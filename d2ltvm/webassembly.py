@@ -9,6 +9,7 @@ import math
 import re
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,38 @@ def function_numbers(obj: bytes) -> dict[str, int]:
     return numbers
 
 
+# chapters/webassembly.ipynb, cell fn-check-program
+def _check_program(name: str, func: tirx.PrimFunc) -> None:
+    """Refuse a program that a page has no way to run."""
+    if not func.params:
+        raise TypeError(f'{name}: expected at least one tensor, the result, '
+                        'got a program without parameters')
+    for p in func.params:
+        shape = getattr(p, 'shape', [None])
+        if str(getattr(p, 'dtype', '')) != 'float32' or not all(
+                isinstance(n, tirx.IntImm) for n in shape):
+            raise TypeError(f'{name}: expected tensors of float32 with '
+                            f'fixed shapes, got the parameter {p}')
+        offset = getattr(p.elem_offset, 'value', p.elem_offset)
+        if p.strides or str(offset) != '0':
+            raise ValueError(
+                f'{name}: expected tensors without strides and offsets, got '
+                f'{p} with strides {p.strides} and elem_offset {offset}')
+    script = func.script()
+    loop = re.search(r'for (.*) in T\.(parallel|thread_binding)\(', script)
+    if loop:
+        raise ValueError(
+            f'{name}: expected loops for one thread, got the '
+            f'{loop[2]} loop over {loop[1]}; see PARALLEL_FROM of '
+            'cpu_schedule')
+    if thread := re.search(r'T\.launch_thread\("(.*?)"', script):
+        raise ValueError(f'{name}: expected loops for one thread, got '
+                         f'launch_thread of {thread[1]}')
+    if claim := re.search(r'^ *(assert .*)', script, re.MULTILINE):
+        raise ValueError(f'{name}: expected a program that cannot fail, got '
+                         f'{claim[1]}')
+
+
 # chapters/webassembly.ipynb, cell fn-check-functions
 _GIVEN = {'__linear_memory', '__stack_pointer'}  # who loads a module has them
 
@@ -238,19 +271,10 @@ def _check_functions(functions: Any) -> None:
         if not isinstance(key, str) or not isinstance(func, tirx.PrimFunc):
             raise TypeError(f'{name}: expected a PrimFunc with a text as its '
                             f'name, got {type(func).__name__}')
-        for p in func.params:
-            shape = getattr(p, 'shape', [None])
-            if str(getattr(p, 'dtype', '')) != 'float32' or not all(
-                    isinstance(n, tirx.IntImm) for n in shape):
-                raise TypeError(f'{name}: expected tensors of float32 with '
-                                f'fixed shapes, got the parameter {p}')
-        loop = re.search(r'for (.*) in T\.(parallel|thread_binding)\(',
-                         func.script())
-        if loop:
-            raise ValueError(
-                f'{name}: expected loops for one thread, got the '
-                f'{loop[2]} loop over {loop[1]}; see PARALLEL_FROM of '
-                'cpu_schedule')
+        if not re.fullmatch(r'[A-Za-z]\w*', key, re.ASCII):
+            raise ValueError(f'{name}: expected a name of letters, digits '
+                             'and _ that begins with a letter')
+        _check_program(name, func)
 
 
 # chapters/webassembly.ipynb, cell fn-check-functions
@@ -274,8 +298,9 @@ def wasm_module(functions: dict[str, tirx.PrimFunc],
     Parameters
     ----------
     functions : dict of str to tvm.tirx.PrimFunc
-        All parameters are tensors of float32 with fixed shapes; the last
-        is the result.
+        All parameters are tensors of float32 with fixed shapes, without
+        strides; the last is the result. A name begins with a letter, and
+        has letters, digits and _.
     build : {'scalar', 'simd', 'relaxed'}
         See `wasm_target`.
 
@@ -293,8 +318,9 @@ def wasm_module(functions: dict[str, tirx.PrimFunc],
     TypeError
         If `functions` or a parameter is something else.
     ValueError
-        If there is no such build, or a function needs what a page does
-        not have: threads, functions of a library, or constants in memory.
+        If there is no such build, a name or a tensor is another one, or a
+        function needs what a page does not have: threads, an assert,
+        functions of a library, or constants in memory.
     """
     _check_functions(functions)
     obj = wasm_object(functions, build)
@@ -322,13 +348,21 @@ STACK = 2 ** 19  # bytes for tensors in between; the arrays lie above
 
 # chapters/webassembly.ipynb, cell fn-module-shapes
 def module_shapes(code: bytes) -> dict[str, list[list[int]]]:
-    """Shapes of the arguments of each function of a `wasm_module`."""
-    for kind, content in sections(code):
-        file = io.BytesIO(content)
-        if kind == 0 and _counted(file) == b'shapes':
-            return json.loads(file.read())
-    raise ValueError('code: expected a module of wasm_module, got one '
-                     'without the section shapes')
+    """Shapes of the arguments of each function of a `wasm_module`.
+
+    Raises TypeError if `code` is not of bytes, ValueError if it is no
+    such module.
+    """
+    if not isinstance(code, (bytes, bytearray)):
+        raise TypeError('code: expected bytes of wasm_module, got '
+                        f'{type(code).__name__}')
+    with suppress(ValueError):  # it ends too early
+        for kind, content in sections(code):
+            file = io.BytesIO(content)
+            if kind == 0 and _counted(file) == b'shapes':
+                return json.loads(file.read())
+    raise ValueError(f'code: expected a module of wasm_module, got {len(code)}'
+                     ' bytes without its whole section shapes')
 
 
 # chapters/webassembly.ipynb, cell fn-load-module
@@ -344,20 +378,28 @@ def load_module(code: bytes) -> Callable[..., np.ndarray]:
     -------
     callable
         ``run(name, *arrays)`` calls a function with all its arguments but
-        the last, ndarrays of float32, and returns the last, a new array.
-        It raises TypeError or ValueError for another name, number, type
-        or shape of them, and wasmtime's own error for more than `STACK`
-        bytes of tensors in between.
+        the last, ndarrays of float32, and returns the last, a new array,
+        which is zero when the function begins. It raises TypeError or
+        ValueError for another name, number, type or shape of them, and
+        wasmtime's own error for more than `STACK` bytes of tensors in
+        between.
 
     Raises
     ------
+    TypeError
+        If `code` is not of bytes.
     ValueError
-        If `code` has no shapes.
+        If `code` has no shapes, or wasmtime refuses it.
     """
     with needed_for('load_module'):
         from wasmtime import Global, GlobalType, Instance, Limits, Memory, \
-            MemoryType, Module, Store, Val, ValType
+            MemoryType, Module, Store, Val, ValType, WasmtimeError
     shapes, store = module_shapes(code), Store()
+    try:
+        module = Module(store.engine, code)
+    except WasmtimeError as error:
+        raise ValueError(f'code: expected a module of wasm_module, got '
+                         f'{len(code)} bytes that are none') from error
     sizes = {name: [4 * math.prod(shape) for shape in given]
              for name, given in shapes.items()}
     most = STACK + max(sum(size + 64 for size in each)
@@ -366,7 +408,6 @@ def load_module(code: bytes) -> Callable[..., np.ndarray]:
     stack = Global(store, GlobalType(ValType.i32(), True), Val.i32(STACK))
     wanted: dict[str | None, Any] = {'__linear_memory': memory,
                                      '__stack_pointer': stack}
-    module = Module(store.engine, code)
     exports: Any = Instance(store, module, [
         wanted[each.name] for each in module.imports]).exports(store)
 
@@ -383,6 +424,8 @@ def load_module(code: bytes) -> Callable[..., np.ndarray]:
         for i, (array, shape) in enumerate(zip(arrays, inputs, strict=True)):
             check_array(f'arrays[{i}]', array, 'float32', tuple(shape))
             memory.write(store, array.tobytes(), places[i])
+        memory.write(store, bytes(sizes[name][-1]), places[-1])
+        stack.set_value(store, Val.i32(STACK))  # an error may have moved it
         exports[name](store, *places)
         out = memory.read(store, places[-1], places[-1] + sizes[name][-1])
         return np.frombuffer(out, 'float32').reshape(result).copy()

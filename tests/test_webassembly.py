@@ -172,9 +172,58 @@ def test_too_much_in_between_is_an_error_not_a_number():
         run('bn', data, *params)
 
 
+@T.prim_func(s_tir=True)
+def added(X: T.Buffer((8,), 'float32'), Y: T.Buffer((8,), 'float32')):
+    for i in range(8):
+        Y[i] = Y[i] + X[i]
+
+
+@T.prim_func(s_tir=True)
+def half(X: T.Buffer((8,), 'float32'), Y: T.Buffer((8,), 'float32')):
+    for i in range(4):
+        Y[i] = X[i]
+
+
+@T.prim_func(s_tir=True)
+def beyond(X: T.Buffer((8,), 'float32'), Y: T.Buffer((8,), 'float32')):
+    between = T.alloc_buffer((70_000,), 'float32')
+    for i in range(70_000):
+        between[i] = X[i % 8]
+    for i in range(8):
+        Y[i] = between[i * 1000] + X[i + 100_000_000]
+
+
+def test_nothing_of_an_earlier_call_is_left():
+    run = wa.load_module(wa.wasm_module(
+        {'added': added, 'half': half, 'beyond': beyond}))
+    X = np.arange(1, 9, dtype='float32')
+    for _ in range(2):
+        assert_array_equal(run('added', X), X)
+        assert_array_equal(run('half', -X), [-1, -2, -3, -4, 0, 0, 0, 0])
+    for _ in range(2):  # more than half of the stack, then an error
+        with pytest.raises(wasmtime.Trap, match='0x17df84'):
+            run('beyond', X)
+    assert_array_equal(run('added', X), X)
+
+
 def test_a_foreign_module_has_no_shapes():
     with pytest.raises(ValueError, match='code: expected a module of'):
         wa.load_module(bytes(wasmtime.wat2wasm('(module)')))
+
+
+@pytest.mark.parametrize(('kind', 'change'), [
+    (TypeError, lambda code: None), (TypeError, lambda code: 'x'),
+    (TypeError, memoryview), (ValueError, lambda code: b''),
+    (ValueError, lambda code: bytes(40)), (ValueError, lambda code: code[:8]),
+    (ValueError, lambda code: code[8:]), (ValueError, lambda code: code[:20]),
+    (ValueError, lambda code: code[:-3]),
+    (ValueError, lambda code: code + b'zz'),
+    (ValueError, lambda code: bytes(8) + code[8:])])
+def test_what_is_no_module_is_refused_by_name(kind, change):
+    code = wa.wasm_module({'half': half})
+    wa.load_module(bytearray(code))
+    with pytest.raises(kind, match=r'^code: expected .* wasm_module, got'):
+        wa.load_module(change(code))
 
 
 # ---- What is refused
@@ -190,6 +239,38 @@ def factor(X: T.Buffer((8,), 'float32'), a: T.float32,
            Y: T.Buffer((8,), 'float32')):
     for i in range(8):
         Y[i] = a * X[i]
+
+
+@T.prim_func(s_tir=True)
+def strided(X: T.Buffer((2, 3), 'float32', strides=(1, 2)),
+            Y: T.Buffer((2, 3), 'float32')):
+    for i, j in T.grid(2, 3):
+        Y[i, j] = X[i, j]
+
+
+@T.prim_func(s_tir=True)
+def moved(X: T.Buffer((8,), 'float32', elem_offset=2),
+          Y: T.Buffer((8,), 'float32')):
+    for i in range(8):
+        Y[i] = X[i]
+
+
+@T.prim_func(s_tir=True)
+def launched(X: T.Buffer((8,), 'float32'), Y: T.Buffer((8,), 'float32')):
+    i = T.launch_thread('threadIdx.x', 8)
+    Y[i] = X[i]
+
+
+@T.prim_func(s_tir=True)
+def claims(X: T.Buffer((8,), 'float32'), Y: T.Buffer((8,), 'float32')):
+    assert X[0] > T.float32(0), 'no'
+    for i in range(8):
+        Y[i] = X[i]
+
+
+@T.prim_func(s_tir=True)
+def nothing():
+    T.evaluate(0)
 
 
 @T.prim_func(s_tir=True)
@@ -211,6 +292,12 @@ def elementwise(dtype, operator, n=8):
     (inference_schedule((1, 32, 64, 64), 4).mod['main'], ValueError,
      r"functions\['f'\]: .*one thread, got the parallel loop over i_j_fused"),
     (bound, ValueError, 'the thread_binding loop over i'),
+    (launched, ValueError, r"functions\['f'\]: .*launch_thread of threadIdx"),
+    (claims, ValueError, r"functions\['f'\]: .*cannot fail, got assert X"),
+    (strided, ValueError,
+     r"functions\['f'\]: .*got X with strides \(1, 2\) and elem_offset 0"),
+    (moved, ValueError, r"functions\['f'\]: .*\(\) and elem_offset 2"),
+    (nothing, TypeError, r"functions\['f'\]: .*without parameters"),
     (elementwise('float32', topi.exp), ValueError, 'calls of expf'),
     (elementwise('float32', topi.erf), ValueError, 'calls of erff'),
     (table, ValueError, r'constants in memory, got \d+ bytes'),
@@ -223,6 +310,15 @@ def elementwise(dtype, operator, n=8):
 def test_what_a_page_has_not_is_refused_by_name(func, kind, words):
     with pytest.raises(kind, match=words):
         wa.wasm_module({'f': func})
+
+
+@pytest.mark.parametrize('name', [
+    '', '__stack_pointer', '__linear_memory', '_start', '1st', 'a b', 'a\n',
+    'größe', 'a-b'])
+def test_a_name_is_a_plain_word(name):
+    with pytest.raises(ValueError, match='expected a name of letters') as got:
+        wa.wasm_module({name: half})
+    assert f'functions[{name!r}]' in str(got.value)
 
 
 def test_other_arguments_are_refused():
