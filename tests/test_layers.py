@@ -233,12 +233,12 @@ for name in {names}:
 
 def test_layer_works_after_fork():
     """Used in the parent, then in a child, then in the parent."""
-    program = FORK.format(times=50 if SOAK else 2, names=[
+    program = FORK.format(times=20 if SOAK else 2, names=[
         'distributed.SyncBatchNorm', 'training_operator.BatchNormFunction',
         'training_operator.CompiledBatchNorm'])
     ran = subprocess.run(  # a deadlock would wait for ever
         [sys.executable, '-W', 'ignore', '-c', program], check=False,
-        capture_output=True, text=True, timeout=300,
+        capture_output=True, text=True, timeout=600,
         cwd=Path(__file__).parent)
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
