@@ -207,7 +207,9 @@ for (const place of document.querySelectorAll("[data-try]")) {
   place.append(button);
 }
 
-addEventListener("hashchange", () => apply(location.hash));
+// An address that its reader empties asks for the first settings
+addEventListener("hashchange", () => apply(
+  location.hash || `steps=${STEPS}`));
 figure.dataset.live = "";
 apply(location.hash);
 })();

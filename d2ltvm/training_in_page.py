@@ -403,7 +403,7 @@ def _drawing() -> str:
         f'<path class="{_STYLES[n]}" d="M{left} 153h22"/>'
         f'<text x="{left + 28}" y="158">{KINDS[n]}</text>' + _panel(
             (-3, 3, left, left + 112), (0, 1, 288, 168),
-            {f'inputs{n}': ('boxes', 'fill')},
+            {f'inputs{n}': ('boxes', f'bars {_STYLES[n].split()[0]}')},
             ({-2: '−2', 0: '0', 2: '2'}, {}),
             ('', '') if n < 2 else ('input of the activation function', ''))
         for n, left in enumerate((24, 150, 276)))

@@ -105,6 +105,31 @@ def test_what_an_address_asks_in_vain_is_said(visit, wrong):
     assert slider(tab, 'rate').input_value() == '3'
 
 
+def test_an_emptied_address_is_the_first_settings(visit):
+    tab = visit(PAGE)
+    numbers, paths = table(tab), tab.evaluate(PATHS)
+    tab.evaluate('location.hash = "#rate=1&activation=sigmoid&steps=4"')
+    wait_for(tab, 4)
+    assert slider(tab, 'rate').input_value() == '5'
+    tab.evaluate('location.hash = "#"')
+    wait_for(tab, 300)
+    assert slider(tab, 'rate').input_value() == '3'
+    assert slider(tab, 'activation').nth(0).is_checked()
+    assert table(tab) == numbers and tab.evaluate(PATHS) == paths
+
+
+@pytest.mark.parametrize('theme', ['light', 'dark'])
+def test_a_histogram_has_the_colour_of_its_line(visit, theme):
+    tab = visit(PAGE, theme)
+    colours = tab.evaluate("""figure => [0, 1, 2].map(n => {
+      const [line, bars] = ["losses", "inputs"].map(name => getComputedStyle(
+        document.querySelector(`${figure} [data-path=${name}${n}]`)));
+      return [line.stroke, bars.stroke, bars.fill];
+    })""", FIGURE)
+    assert all(len(set(same)) == 1 for same in colours)
+    assert len({line for line, *_ in colours}) == 3
+
+
 def test_an_address_of_a_section_is_left_alone(visit):
     tab = visit(PAGE + '#training-in-page-network')
     assert not tab.locator(FIGURE).get_by_text('Pause').count()
