@@ -902,12 +902,17 @@ def compile_ptx(source: str, target: Target | None = None
 
     Raises
     ------
+    TypeError
+        If `source` is no text.
     ValueError
         If `target` is of another kind.
     RuntimeError
         If the compiler refuses the source.
     """
     target = _check_target(target)
+    if not isinstance(source, str):
+        raise TypeError('source: expected a str, got '
+                        f'{type(source).__name__}')
     compiler = 'nvcc' if shutil.which('nvcc') else None
     if compiler is None:
         try:

@@ -581,13 +581,18 @@ def pack_gpu(folder: str | Path, archs: Sequence[str] = (),
     RuntimeError
         If nvcc refuses.
     TypeError, ValueError
-        If no program can be made for a case.
+        If no program can be made for a case, or there is none.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f'{folder}: expected a new or an empty folder')
     if not folder.resolve().parent.is_dir():
         raise FileNotFoundError(f'{folder}: there is no folder to put it in')
+    cases = gpu_cases() if cases is None else cases
+    if not cases:
+        raise ValueError('cases: expected one at least')
+    if isinstance(archs, str):
+        raise TypeError(f'archs: expected a list of names, got {archs!r}')
     if archs and not shutil.which('nvcc'):
         raise FileNotFoundError('archs: nvcc is not on the path')
     runner = Path(inspect.getfile(pack_gpu)).read_text() + (
@@ -600,7 +605,7 @@ def pack_gpu(folder: str | Path, archs: Sequence[str] = (),
             step = functools.partial(_packed, folder=made / 'kernels',
                                      archs=archs)
             plan = [gpu_case(kind, shape, dtype, step)
-                    for kind, shape, dtype in cases or gpu_cases()]
+                    for kind, shape, dtype in cases]
         except subprocess.CalledProcessError as error:
             raise RuntimeError(f'archs: nvcc refuses {archs}') from error
         (made / 'plan.json').write_text(json.dumps(plan))

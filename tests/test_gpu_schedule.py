@@ -659,6 +659,12 @@ def test_source_that_is_wrong():
         module.compile_ptx('extern "C" __global__ void f() { x }', TARGET)
 
 
+@pytest.mark.parametrize('source', [None, b'', 7])
+def test_source_that_is_no_text(source):
+    with pytest.raises(TypeError, match=r'^source: expected a str, got '):
+        module.compile_ptx(source)
+
+
 def test_no_compiler(monkeypatch):
     monkeypatch.setattr(module.shutil, 'which', lambda name: None)
     monkeypatch.setitem(sys.modules, 'cuda.bindings', None)
