@@ -1,6 +1,7 @@
 """The rendered book behind a server, and how a reader visits it."""
 import re
 import threading
+from collections import defaultdict
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +18,18 @@ THEME = '''if (location.protocol !== "about:")
     matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
 '''
 BOOK = Path(__file__).resolve().parents[2] / '_build/html'
+
+
+def pytest_collection_modifyitems(config, items):
+    """A file stays with one process, which then has its windows and servers.
+
+    All pages would be one long file: each of them goes where there is time.
+    """
+    if config.pluginmanager.hasplugin('xdist'):
+        for item in items:
+            if item.path.parent == Path(__file__).parent and (
+                    item.path.stem != 'test_book'):
+                item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope='session')
@@ -96,14 +109,15 @@ class Window:
     def leave(self):
         """As a fresh profile has it; what the page still says is heard."""
         self.tab.evaluate('localStorage.clear(); sessionStorage.clear()')
+        self.context.clear_cookies()
         self.tab.goto('about:blank')
         self.tab.mouse.move(0, 0)
 
 
 @pytest.fixture(scope='package')
 def windows(chromium):
-    """Those that are free, to be used again."""
-    return []
+    """Those that are free, to be used again, by their options."""
+    return defaultdict(list)
 
 
 @pytest.fixture
@@ -112,18 +126,19 @@ def visit(chromium, book, windows):
 
     A window is used again, because its process has then read the scripts of
     the book, the larger part of the work. One that runs a script `before`
-    those of the page, or has options, is new and is closed at the end.
+    those of the page, or shows another book, is closed at the end.
     """
     kept, closed = [], []
 
     def visit(page, theme='light', width=1280, at=book, before='',
               **options):
-        if before or options or at != book:
+        free = windows[repr(sorted(options.items()))]
+        if before or at != book:
             window = Window(chromium, at, before, **options)
             closed.append(window)
         else:
-            window = windows.pop() if windows else Window(chromium, at)
-            kept.append(window)
+            window = free.pop() if free else Window(chromium, at, **options)
+            kept.append((free, window))
         tab = window.tab
         tab.set_viewport_size({'width': width, 'height': 900})
         tab.emulate_media(media='null', color_scheme=theme)
@@ -134,11 +149,11 @@ def visit(chromium, book, windows):
 
     yield visit
     complaints = []
-    for window in kept:
+    for free, window in kept:
         window.leave()
         complaints += window.complaints
         window.complaints.clear()
-        windows.append(window)
+        free.append(window)
     for window in closed:
         window.context.close()
         complaints += window.complaints
