@@ -265,12 +265,46 @@ def _nodes(node: Any) -> Iterator[tvm_ffi.Object]:
 
 
 # chapters/gpu_schedule.ipynb, cell fn-launch-plan
+def _check_params(func: tirx.PrimFunc) -> None:
+    """Refuse parameters that are no arrays, or do not lie one by one."""
+    for param in func.params:
+        kind = param.ty
+        if not isinstance(kind, tirx.BufferType):
+            raise ValueError('mod: expected arrays as parameters, got '
+                             f'{param.name} of type {kind}')
+        if len(kind.strides) or not (isinstance(kind.elem_offset, IntImm)
+                                     and int(kind.elem_offset) == 0):
+            raise ValueError(
+                f'mod: expected {param.name} without strides or offset, got '
+                f'strides {kind.strides}, elem_offset {kind.elem_offset}')
+
+
+# chapters/gpu_schedule.ipynb, cell fn-launch-plan
+def _launches(node: Any) -> Iterator[Call]:
+    """The calls of kernels in the host's part; refuse any other work."""
+    if isinstance(node, tirx.SeqStmt):
+        for each in node.seq:
+            yield from _launches(each)
+    elif isinstance(node, tirx.AttrStmt):
+        yield from _launches(node.body)
+    elif (isinstance(node, tirx.Evaluate) and isinstance(node.value, Call)
+          and node.value.op.name == 'tirx.call_ffi_kernel'):
+        yield node.value
+    elif not isinstance(node, tirx.DeclBuffer | tirx.AllocBuffer):
+        raise ValueError('mod: expected launches of kernels, one after the '
+                         'other, and no other work of the host, got '
+                         f'{type(node).__name__} outside of the kernels')
+
+
+# chapters/gpu_schedule.ipynb, cell fn-launch-plan
 def _lower(mod: tvm.IRModule | tirx.PrimFunc, target: Target
            ) -> tuple[tirx.PrimFunc, tvm.IRModule]:
     """The function for the host, and the kernels."""
     _check_mod(mod)
     if isinstance(mod, tirx.PrimFunc):
         mod = tvm.IRModule({'main': mod})
+    for func in mod.functions.values():
+        _check_params(func)
     with target:
         lowered = tirx.get_default_tir_pipeline(target)[0](
             tirx.transform.BindTarget(target)(mod))
@@ -292,14 +326,15 @@ def _plan(host: tirx.PrimFunc, device: tvm.IRModule, kind: str
     kernels = {name.name_hint: func
                for name, func in device.functions.items()}
     names: dict = {}
-    plan = []
     for node in _nodes(host.body):
         if isinstance(node, tirx.DeclBuffer):  # a parameter, or a view of one
             source = getattr(node.data, 'args', [None])[0]
             names[node.buffer] = names.get(source, node.buffer.name)
-        elif (isinstance(node, Call)
-              and node.op.name == 'tirx.call_ffi_kernel'):
-            plan.append(_launch(node, names, kernels[node.args[0].value]))
+    work = next(node.body for node in _nodes(host.body)  # after the checks
+                if isinstance(node, tirx.AttrStmt)
+                and node.attr_key == 'compute_scope')
+    plan = [_launch(call, names, kernels[call.args[0].value])
+            for call in _launches(work)]
     for launch in plan:
         _check_launch(launch, kind)
     return plan
@@ -314,7 +349,10 @@ def launch_plan(mod: tvm.IRModule | tirx.PrimFunc,
     ----------
     mod : tvm.IRModule or tvm.tirx.PrimFunc
         One function, its loops bound to blocks and threads, of fixed
-        size; its kernels use no other memory than its arguments.
+        size. Its parameters are arrays without strides or offset; its
+        kernels use no other memory. Outside of them it does nothing, and
+        it starts each of them once: no loop, condition or store is left
+        for the host.
     kind : {'opencl', 'cuda', 'webgpu'}
         Kind of the target.
 

@@ -328,6 +328,93 @@ def test_a_program_of_any_size():
         module.launch_plan(main)
 
 
+def host_work(what):
+    """Bound loops, and something that the host would have to do besides."""
+    @T.prim_func(s_tir=True)
+    def loop(X: T.Buffer((32,), 'float32'), Y: T.Buffer((32,), 'float32')):
+        for _k in range(3):
+            for t in T.thread_binding(32, thread='threadIdx.x'):
+                Y[t] = Y[t] + X[t]
+
+    @T.prim_func(s_tir=True)
+    def loop_number(X: T.Buffer((32,), 'float32'),
+                    Y: T.Buffer((32,), 'float32')):
+        for k in range(3):
+            for t in T.thread_binding(32, thread='threadIdx.x'):
+                Y[t] = Y[t] + X[t] * T.Cast('float32', k)
+
+    @T.prim_func(s_tir=True)
+    def before(X: T.Buffer((32,), 'float32'), Y: T.Buffer((32,), 'float32')):
+        Y[0] = T.float32(100)
+        for t in T.thread_binding(32, thread='threadIdx.x'):
+            Y[t] = Y[t] + X[t]
+
+    @T.prim_func(s_tir=True)
+    def after(X: T.Buffer((32,), 'float32'), Y: T.Buffer((32,), 'float32')):
+        for t in T.thread_binding(32, thread='threadIdx.x'):
+            Y[t] = X[t]
+        for i in range(32):
+            Y[i] = T.float32(100)
+
+    @T.prim_func(s_tir=True)
+    def condition(X: T.Buffer((32,), 'float32'),
+                  Y: T.Buffer((32,), 'float32')):
+        if X[0] > T.float32(0):
+            for t in T.thread_binding(32, thread='threadIdx.x'):
+                Y[t] = X[t]
+
+    @T.prim_func(s_tir=True)
+    def claim(X: T.Buffer((32,), 'float32'), Y: T.Buffer((32,), 'float32')):
+        assert X[0] > T.float32(0), 'no'
+        for t in T.thread_binding(32, thread='threadIdx.x'):
+            Y[t] = X[t]
+    return {'loop': loop, 'loop_number': loop_number, 'before': before,
+            'after': after, 'condition': condition, 'claim': claim}[what]
+
+
+@pytest.mark.parametrize('function', [
+    module.launch_plan, module.cuda_source, module.opencl_source,
+    module.wgsl_source, module.build_opencl])
+@pytest.mark.parametrize('what, got', [
+    ('loop', 'For'), ('loop_number', 'For'), ('before', 'BufferStore'),
+    ('after', 'For'), ('condition', 'IfThenElse'), ('claim', 'AssertStmt')])
+def test_work_of_the_host_is_refused(function, what, got):
+    with pytest.raises(ValueError, match=r'^mod: expected launches of kernels'
+                       f'.* got {got} outside'):
+        function(host_work(what))
+
+
+@pytest.mark.parametrize('function', [
+    module.launch_plan, module.cuda_source, module.opencl_source,
+    module.wgsl_source, module.build_opencl])
+@pytest.mark.parametrize('layout, message', [
+    ({'strides': (1, 2)}, r'X without .*strides \(1, 2\), elem_offset 0'),
+    ({'elem_offset': 2}, r'X without .*strides \(\), elem_offset 2')])
+def test_strides_and_offsets_are_refused(function, layout, message):
+    @T.prim_func(s_tir=True)
+    def main(X: T.Buffer((2, 3), 'float32', **layout),
+             Y: T.Buffer((2, 3), 'float32')):
+        for t in T.thread_binding(6, thread='threadIdx.x'):
+            Y[t // 3, t % 3] = X[t // 3, t % 3]
+    with pytest.raises(ValueError, match=r'^mod: expected ' + message):
+        function(main)
+
+
+@pytest.mark.parametrize('function', [
+    module.launch_plan, module.cuda_source, module.opencl_source,
+    module.wgsl_source, module.build_opencl])
+def test_a_parameter_that_is_a_number_is_refused(function):
+    @T.prim_func(s_tir=True)
+    def main(X: T.Buffer((32,), 'float32'), n: T.int32,
+             Y: T.Buffer((32,), 'float32')):
+        for t in T.thread_binding(32, thread='threadIdx.x'):
+            if t < n:
+                Y[t] = X[t]
+    with pytest.raises(ValueError, match=r'^mod: expected arrays as parameter'
+                       's, got n of type int32'):
+        function(main)
+
+
 def test_a_program_with_memory_of_its_own():
     @T.prim_func(s_tir=True)
     def main(X: T.Buffer((64,), 'float32'), Y: T.Buffer((64,), 'float32')):
