@@ -741,6 +741,8 @@ def gpu_forward(X: np.ndarray, gamma: np.ndarray, beta: np.ndarray,
     X : ndarray, shape (N, F) or (N, C, H, W), float32 or float16
         Less than 2**30 values. Sums and statistics are float32.
     gamma, beta : ndarray, shape (F,) or (C,), float32
+        gamma / sqrt(var + eps) is rounded to float32: where its size is
+        3.4e38 or more, `Y` is NaN or infinite.
     moving_mean, moving_var : ndarray, shape (F,) or (C,), float32
         Changed in place: momentum * moving + (1 - momentum) * batch, with
         the biased variance (eq-moving). They must not share memory.

@@ -266,6 +266,15 @@ def test_no_variance_gives_beta(X):
     assert np.isfinite(dX).all() and abs(dgamma).max() < 1e-2
 
 
+@pytest.mark.parametrize('size, right', [(1.07e36, True), (1.08e36, False)])
+def test_the_largest_gamma_of_a_constant_channel(size, right):
+    """The largest float32, times the root of eps, is 1.076e36."""
+    X, gamma = np.full((4, 3), 5, 'float32'), np.full(3, size, 'float32')
+    beta = np.arange(3, dtype='float32')
+    Y, *_ = layer(X, gamma, beta)
+    assert_array_equal(Y, np.tile(beta if right else beta * np.nan, (4, 1)))
+
+
 @pytest.mark.parametrize('large', [1e20, 1e30, 3e38])
 def test_what_does_not_fit_is_refused_by_name(large):
     X, _, gamma, beta = draw((33, 19))
