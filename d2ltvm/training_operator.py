@@ -544,6 +544,8 @@ def train_forward(X: np.ndarray, gamma: np.ndarray, beta: np.ndarray,
         Contiguous, aligned and writeable.
         Activations. With one value per channel, `Y` is `beta`.
     gamma, beta : ndarray, shape (F,) or (C,), float32
+        gamma / sqrt(var + eps) is rounded to float32: where its size is
+        3.4e38 or more, `Y` is NaN or infinite.
     moving_mean, moving_var : ndarray, shape (F,) or (C,), float32
         Changed in place: momentum * moving + (1 - momentum) * batch, with
         the biased variance (eq-moving).
