@@ -33,9 +33,10 @@ pdf: package
 # More processes than cores, since half of the time they wait; threads that
 # wait do not spin, because others need the cores, and NumPy has one, for its
 # own would. A file stays with one process, as a notebook must.
-processes := $(shell echo $$(($$(nproc) * 3 / 2)))
+processes := $(shell echo $$(($$(nproc) * 2)))
 pytest = OMP_WAIT_POLICY=passive TVM_THREAD_POOL_SPIN_COUNT=0 \
-    OPENBLAS_NUM_THREADS=1 $(python) -m pytest -n $(processes) --maxprocesses 8 --dist loadfile
+    OPENBLAS_NUM_THREADS=1 $(python) -m pytest -n $(processes) --maxprocesses 8 \
+    --dist loadfile
 nbval = --nbval --nbval-current-env --nbval-cell-timeout=800 \
     --nbval-sanitize-with tests/drawings.cfg \
     -p no:cacheprovider
@@ -45,7 +46,7 @@ test: check fonts
 	$(pytest) --dist loadgroup tests/browser
 
 short:
-	D2LTVM_SHORT=1 $(pytest) $(nbval) tests chapters
+	D2LTVM_SHORT=1 $(pytest) $(nbval) --no-loadscope-reorder chapters tests
 
 rendered:
 	$(venv)/bin/jupyter-book build . --all -W -n --keep-going -q

@@ -114,11 +114,17 @@ _GONE = ('distutils.version',)
 
 
 # chapters/mxnet_today.ipynb, cell fn-import
+_UNUSED = ('sklearn.base',)  # for an old class; slow to import
+
+
+# chapters/mxnet_today.ipynb, cell fn-import
 def _import(name: str, *args: Any, **options: Any) -> Any:
     """Takes the place of `__import__` in MXNet's modules."""
     if name in _GONE:
         return types.SimpleNamespace(StrictVersion=old_version,
                                      LooseVersion=old_version)
+    if name in _UNUSED:
+        raise ImportError(f'{name}: MXNet does without it', name=name)
     module = builtins.__import__(name, *args, **options)
     return old_numpy() if module is np else module
 
