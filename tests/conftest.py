@@ -1,4 +1,5 @@
 """What several test files share."""
+import inspect
 import sys
 
 import chrome
@@ -16,17 +17,31 @@ settings.register_profile(
 settings.load_profile('book')
 
 
+def module_of(thing, file=None, search=inspect.getmodule):
+    """`inspect.getmodule` that finds the module of a frame at once.
+
+    TVM's parser asks for the source of all frames of the stack, for each
+    program. Python searches all modules for each frame, which below pytest
+    takes as long as the rest.
+    """
+    return (sys.modules.get(thing.f_globals.get('__name__'))
+            if inspect.isframe(thing) else search(thing, file))
+
+
+inspect.getmodule = module_of
+
+
 def pytest_configure(config):
     config.addinivalue_line('markers', 'soak: takes long; for `make soak`')
 
 
 def pytest_collection_modifyitems(config, items):
     """What takes long is left out."""
-    long = [] if SOAK else [
-        item for item in items if item.get_closest_marker('soak')]
+    long = set() if SOAK else {
+        item for item in items if item.get_closest_marker('soak')}
     if long:
-        items[:] = [item for item in items if item not in set(long)]
-        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
+        config.hook.pytest_deselected(items=list(long))
 
 
 @pytest.fixture(params=[False, True], ids=['nd', 'set_np'])
