@@ -118,6 +118,17 @@ _UNUSED = ('sklearn.base',)  # for an old class; slow to import
 
 
 # chapters/mxnet_today.ipynb, cell fn-import
+class _Later:
+    """A module that is imported when it is first used."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, part: str) -> Any:
+        return getattr(importlib.import_module(self._name), part)
+
+
+# chapters/mxnet_today.ipynb, cell fn-import
 def _import(name: str, *args: Any, **options: Any) -> Any:
     """Takes the place of `__import__` in MXNet's modules."""
     if name in _GONE:
@@ -125,6 +136,8 @@ def _import(name: str, *args: Any, **options: Any) -> Any:
                                      LooseVersion=old_version)
     if name in _UNUSED:
         raise ImportError(f'{name}: MXNet does without it', name=name)
+    if name == 'scipy.stats' or (name, *args[2:3]) == ('scipy', ('stats',)):
+        return types.SimpleNamespace(stats=_Later('scipy.stats'))
     module = builtins.__import__(name, *args, **options)
     return old_numpy() if module is np else module
 
