@@ -11,7 +11,7 @@ from d2ltvm.mxnet_today import autograd, mx, nd
 from d2ltvm.theory import (batch_norm_backward, batch_norm_forward,
                            merge_statistics)
 from soak import examples
-from workers import Together, digits
+from workers import WORKER, Together, digits
 
 
 @pytest.fixture
@@ -290,6 +290,19 @@ def test_smallest_batch_without_synchronisation(data):
     results = Together(2).run(lambda exchange: dist.train_worker(
         exchange, data, steps=1, batch=4, sync=False, dtype='float64'))
     assert all(np.isfinite(result['losses']).all() for result in results)
+
+
+@pytest.mark.soak
+def test_own_statistics_in_processes(data):
+    """By MPI as in threads, to the bit; each worker has its own."""
+    arguments = {'data': data, 'steps': 3, 'batch': 16, 'sync': False}
+    threads = Together(2).run(
+        lambda exchange: dist.train_worker(exchange, **arguments))
+    for state, expected in zip(dist.launch(WORKER, 2, arguments, engine='mpi'),
+                               threads, strict=True):
+        assert (state['mean.bn3'][0] != state['mean.bn3'][1]).any()
+        for key, value in expected.items():
+            assert_array_equal(state[key], value, err_msg=key)
 
 
 def test_checkpoint_of_a_later_step(data, tmp_path):

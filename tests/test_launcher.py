@@ -1,5 +1,6 @@
 """The exchange, the parameter server, and what goes wrong in a run."""
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from d2ltvm import distributed as dist
 from d2ltvm import launcher
-from soak import examples
-from workers import WORKER, Together, digits, processes, script, wait_for
+from soak import examples, later
+from workers import (WITHOUT_MXNET, WORKER, Together, digits, processes,
+                     script, wait_for)
 
 soak = pytest.mark.soak
 
@@ -211,13 +213,14 @@ def main(exchange):
 '''
 
 
-def test_run_listens_at_loopback_only(tmp_path):
-    results = launcher.launch(script(tmp_path, LISTEN), 2, servers=2)
+@pytest.mark.parametrize('servers', [1, later(2)])
+def test_run_listens_at_loopback_only(tmp_path, servers):
+    results = launcher.launch(script(tmp_path, LISTEN), 2, servers=servers)
     for result in results:
         assert_array_equal(result['rows'], [[1 / 3, 0], [1 / 3, 1]])
         assert_array_equal(result['total'], [3, 3])
-        # 1 scheduler, 2 servers, 2 workers: all at 127.0.0.1
-        assert result['places'].tolist() == 5 * ['0100007F']
+        # 1 scheduler, the servers, 2 workers: all at 127.0.0.1
+        assert result['places'].tolist() == (3 + servers) * ['0100007F']
 
 
 ACCIDENT = '''
@@ -259,13 +262,13 @@ def main(exchange, what, folder, data, at=21):
 STUCK = r'no progress for 1.5 s; waiting for worker 1, after 21 exch'
 
 
+@soak  # the page on the launcher has a worker that stops, and one that dies
 @pytest.mark.parametrize(('what', 'message'), [
-    pytest.param('fork', r'worker 1 failed with exit code 1; its last words:'
-                 r'(.|\n)*SystemExit: 3', marks=soak),
-    pytest.param('SIGSTOP', STUCK, marks=soak),
+    ('fork', r'worker 1 failed with exit code 1; its last words:'
+     r'(.|\n)*SystemExit: 3'),
+    ('SIGSTOP', STUCK),
     ('sleep', STUCK),
-    pytest.param('scheduler', r'scheduler was killed by SIGKILL',
-                 marks=soak),
+    ('scheduler', r'scheduler was killed by SIGKILL'),
     ('server', r'server 0 was killed by SIGKILL')])
 def test_accident_ends_the_run(tmp_path, data, what, message, monkeypatch):
     class Clock:
@@ -287,10 +290,14 @@ def test_accident_ends_the_run(tmp_path, data, what, message, monkeypatch):
     assert (tmp_path / 'checkpoint.npz').exists()
 
 
-def test_error_in_the_backward_pass_is_shown(tmp_path, data):
-    with pytest.raises(RuntimeError, match=r"(?s)worker 1 .*KeyError: 'some"):
+@pytest.mark.parametrize(('engine', 'failed'), [
+    ('mpi', 'mpirun'), later('server', 'worker 1')])
+def test_error_in_the_backward_pass_is_shown(tmp_path, data, engine, failed):
+    with pytest.raises(RuntimeError, match=f'(?s)^{failed} failed with exit '
+                       "code 1; .*KeyError: 'something"):
         launcher.launch(script(tmp_path, ACCIDENT), 2, {
-            'what': 'raise', 'folder': str(tmp_path), 'data': data, 'at': 25})
+            'what': 'raise', 'folder': str(tmp_path), 'data': data, 'at': 25},
+            engine=engine)
 
 
 @soak
@@ -327,12 +334,12 @@ def test_workers_are_one_process(data):
 
 
 def test_time_is_over(tmp_path):
-    with pytest.raises(RuntimeError, match=r'^the run is not over after 1 s; '
-                       r'waiting for scheduler, server 0, worker 0'):
+    with pytest.raises(RuntimeError, match=r'^the run is not over after 0.1 '
+                       r's; waiting for scheduler, server 0, worker 0'):
         launcher.launch(script(tmp_path, '''
 def main(exchange):
     time.sleep(1000)
-'''), 1, timeout=1)
+'''), 1, timeout=0.1)
 
 
 def test_port_is_taken():
@@ -350,19 +357,22 @@ def test_a_name_of_this_machine():
     assert address == '127.0.0.1' and launcher.is_free(address, port)
 
 
-def test_nothing_is_left_when_the_launcher_is_killed(tmp_path,
+@pytest.mark.parametrize('begun', [False, later(True)])
+def test_nothing_is_left_when_the_launcher_is_killed(tmp_path, begun,
                                                      no_process_is_left):
+    """Before or after the worker has begun."""
     reference = script(tmp_path, '''
 def main(exchange, path):
     Path(path).touch()
     time.sleep(1000)
 ''')
     sign = tmp_path / 'sign'
-    program = ('from d2ltvm.distributed import launch\n'
+    program = (WITHOUT_MXNET + 'from d2ltvm.launcher import launch\n'
                f'launch({reference!r}, 1, {{"path": {str(sign)!r}}})')
     launcher = subprocess.Popen([sys.executable, '-c', program])
-    wait_for(sign.exists)
-    assert len(processes(no_process_is_left)) == 4
+    if begun:
+        wait_for(sign.exists)
+    wait_for(lambda: len(processes(no_process_is_left)) == 4)
     launcher.kill()
     launcher.wait()
     wait_for(lambda: not processes(no_process_is_left))
@@ -377,6 +387,22 @@ def test_nothing_is_left_after_an_interrupt(tmp_path, monkeypatch,
     monkeypatch.setattr(launcher, 'watch', interrupted)
     with pytest.raises(KeyboardInterrupt):
         launcher.launch(WORKER, 2)
+
+
+def test_a_stopped_process_is_late():
+    """If the counts of the workers are the same."""
+    run = {f'worker {i}': subprocess.Popen(['sleep', '1000'])
+           for i in range(2)}
+    run['worker 1'].send_signal(signal.SIGSTOP)
+    try:
+        wait_for(lambda: launcher.is_stopped(run['worker 1']), 60)
+        assert launcher.slowest(run, dict.fromkeys(run, (3, 'a'))) == [
+            'worker 1']
+    finally:
+        for process in run.values():
+            process.kill()
+            process.wait()
+    assert not launcher.is_stopped(run['worker 1'])
 
 
 def test_who_is_late_and_who_has_parted(tmp_path):

@@ -11,6 +11,14 @@ from d2ltvm.mxnet_today import nd
 
 WORKER = 'd2ltvm.distributed:train_worker'
 
+# A program that begins so launches at once: it trains nothing itself
+WITHOUT_MXNET = '''
+import sys
+from unittest.mock import MagicMock
+for name in ('mxnet_today', 'from_scratch'):
+    sys.modules[f'd2ltvm.{name}'] = MagicMock()
+'''
+
 
 def processes(mark):
     """Process number -> command, of those whose environment has a mark."""
