@@ -14,6 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from d2ltvm import distributed as dist
 from d2ltvm import launcher
+from d2ltvm.mxnet_today import mx
 from soak import examples, later
 from workers import (WITHOUT_MXNET, WORKER, Together, digits, processes,
                      script, wait_for)
@@ -290,8 +291,18 @@ def test_accident_ends_the_run(tmp_path, data, what, message, monkeypatch):
     assert (tmp_path / 'checkpoint.npz').exists()
 
 
+def test_error_in_the_backward_pass_is_raised(tmp_path, data, capfd):
+    """By MXNet, which prints what happened; here, in threads."""
+    main = launcher.find_function(script(tmp_path, ACCIDENT))
+    with pytest.raises(mx.MXNetError):
+        Together(2).run(lambda exchange: main(
+            exchange, 'raise', str(tmp_path), data, at=25))
+    assert "KeyError: 'something is wrong'" in ''.join(capfd.readouterr())
+
+
+@soak
 @pytest.mark.parametrize(('engine', 'failed'), [
-    ('mpi', 'mpirun'), later('server', 'worker 1')])
+    ('mpi', 'mpirun'), ('server', 'worker 1')])
 def test_error_in_the_backward_pass_is_shown(tmp_path, data, engine, failed):
     with pytest.raises(RuntimeError, match=f'(?s)^{failed} failed with exit '
                        "code 1; .*KeyError: 'something"):

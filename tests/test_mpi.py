@@ -168,7 +168,7 @@ def main(exchange, what):
 '''
 
 
-@soak  # in tests/test_launcher.py, there is an error in the backward pass
+@soak  # the page on the launcher has a worker that raises an error
 @pytest.mark.parametrize(('what', 'message'), [
     ('raise', r"(?s)^mpirun failed with exit code 1; .*KeyError: 'something"),
     ('SIGKILL', r'(?s)^mpirun failed with exit code .*rank 1 .* signal 9'),
