@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 __all__ = ['check_array', 'check_batch', 'check_choice', 'check_count',
-           'check_fit', 'check_fold', 'check_layers', 'check_number',
-           'check_output', 'check_pairs', 'check_variance']
+           'check_fit', 'check_flag', 'check_fold', 'check_layers',
+           'check_number', 'check_output', 'check_pairs', 'check_variance']
 
 
 # chapters/checks.ipynb, cell fn-numbers
@@ -70,6 +70,26 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
         raise TypeError(f'{name}: expected an integer, got {value!r}')
     if value < least:
         raise ValueError(f'{name}: expected {least} or more, got {value}')
+
+
+# chapters/checks.ipynb, cell fn-numbers
+def check_flag(name: str, value: Any) -> None:
+    """Refuse what is neither True nor False; those of NumPy count, too.
+
+    Parameters
+    ----------
+    name : str
+        What the message calls the argument.
+    value : bool
+        What is checked.
+
+    Raises
+    ------
+    TypeError
+        If it is anything else, such as 'no', which would count as true.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f'{name}: expected True or False, got {value!r}')
 
 
 # chapters/checks.ipynb, cell fn-numbers

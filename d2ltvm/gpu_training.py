@@ -11,7 +11,7 @@ import numpy as np
 
 from d2ltvm import needed_for
 from d2ltvm.checks import (check_array, check_batch, check_choice, check_count,
-                           check_fit, check_number, check_variance)
+                           check_fit, check_flag, check_number, check_variance)
 from d2ltvm.cpu_schedule import relu as rectifier
 from d2ltvm.gpu_schedule import build_opencl
 from d2ltvm.interactive import Choice, Explorer, Slider, _panel
@@ -297,19 +297,12 @@ def _tree(grid: GpuGrid) -> Callable[..., None]:
 
 
 # chapters/gpu_training.ipynb, cell fn-sizes
-def _check_relu(relu: bool) -> None:
-    """Refuse what is neither yes nor no."""
-    if not isinstance(relu, bool | np.bool_):
-        raise TypeError(f'relu: expected True or False, got {relu!r}')
-
-
-# chapters/gpu_training.ipynb, cell fn-sizes
 def _sizes(grid: GpuGrid, relu: bool = False) -> tuple[int, int]:
     """Channels, and lanes of a vector; refuse arguments of a program."""
     if not isinstance(grid, GpuGrid):
         raise TypeError('grid: expected a GpuGrid, got '
                         f'{type(grid).__name__}')
-    _check_relu(relu)
+    check_flag('relu', relu)
     return grid.channels, grid.lanes
 
 
@@ -724,7 +717,7 @@ def _check_layer(X: np.ndarray, relu: bool, eps: float = 1.0,
     """Refuse arguments; the channels are float32 whatever `X` is."""
     check_array('X', X, (_F32, 'float16'))
     check_batch(np.broadcast_to(np.float32(0), X.shape), eps, **channels)
-    _check_relu(relu)
+    check_flag('relu', relu)
 
 
 # chapters/gpu_training.ipynb, cell fn-gpu-forward

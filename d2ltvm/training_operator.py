@@ -13,8 +13,8 @@ from unittest import mock
 import numpy as np
 
 from d2ltvm import needed_for
-from d2ltvm.checks import (check_array, check_batch, check_fit, check_number,
-                           check_variance)
+from d2ltvm.checks import (check_array, check_batch, check_fit, check_flag,
+                           check_number, check_variance)
 from d2ltvm.cpu_schedule import (_STREAM, aligned_empty, host_target, relu,
                                  vector_lanes)
 from d2ltvm.fast_operations import apply_statistics
@@ -578,6 +578,8 @@ def train_forward(X: np.ndarray, gamma: np.ndarray, beta: np.ndarray,
     _check_batch(X, **channels)
     _check_memory(X=X, **channels)
     _check_numbers(momentum, eps)
+    check_flag('relu', relu)
+    check_flag('parallel', parallel)
     check_variance('moving_var', moving_var)
     Y, saved = aligned_empty(X.shape), np.empty((5, X.shape[1]), 'float32')
     moving = np.stack([moving_mean, moving_var])
@@ -618,6 +620,8 @@ def train_backward(dY: np.ndarray, X: np.ndarray, saved: np.ndarray,
         starts with its name.
     """
     _check_batch(X)
+    check_flag('relu', relu)
+    check_flag('parallel', parallel)
     check_array('dY', dY, 'float32', X.shape)
     check_array('saved', saved, 'float32', (5, X.shape[1]))
     _check_memory(dY=dY, X=X, saved=saved)
@@ -745,12 +749,13 @@ class CompiledBatchNorm:
     Raises
     ------
     TypeError, ValueError
-        If `momentum` or `eps` is no number in range.
+        If `momentum` or `eps` is no number in range, or `relu` no bool.
     """
 
     def __init__(self, momentum: float = 0.9, eps: float = 1e-5,
                  relu: bool = False) -> None:
         _check_numbers(momentum, eps)
+        check_flag('relu', relu)
         self.momentum, self.eps = float(momentum), float(eps)
         self.relu = bool(relu)
         self.moving: dict[str, tuple[nd.NDArray, nd.NDArray]] = {}

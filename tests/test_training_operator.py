@@ -746,3 +746,16 @@ def test_every_step_of_a_training_agrees():
             assert np.linalg.norm(ours - theirs) < 0.02 * np.linalg.norm(
                 theirs)
         fs.sgd(params, 0.001)
+
+
+@pytest.mark.parametrize('flag', ['no', 1, None])
+def test_flags_are_true_or_false(flag):
+    X, C = np.ones((4, 3), 'float32'), np.ones(3, 'float32')
+    for options in {'relu': flag}, {'parallel': flag}:
+        name, = options
+        with pytest.raises(TypeError, match=f'^{name}: expected True or'):
+            module.train_forward(X, C, C, C.copy(), C.copy(), **options)
+        with pytest.raises(TypeError, match=f'^{name}: expected True or'):
+            module.train_backward(X, X, np.ones((5, 3), 'float32'), **options)
+    with pytest.raises(TypeError, match=r'^relu: '):
+        module.CompiledBatchNorm(relu=flag)
