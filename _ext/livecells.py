@@ -6,22 +6,24 @@ be had, the book is built without them, and the build says so.
 """
 import base64
 import gzip
-import hashlib
 import io
 import json
 import os
 import shutil
-import subprocess
-import tarfile
+import sys
 import tempfile
 import urllib.request
 import zipfile
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import pooch
 from sphinx.util import logging
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / 'tools'))
+import npm
 
 HERE = Path(__file__).resolve().parent
 VERSION = '0.27.7'
@@ -54,40 +56,6 @@ def store():
     return Path(pooch.os_cache('d2ltvm'), f'pyodide-{VERSION}')
 
 
-def verified(path):
-    """The content of a file.
-
-    Raises
-    ------
-    OSError
-        If it cannot be read.
-    ValueError
-        If it is another file than the one that its name promises.
-    """
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != SHA256[path.name]:
-        raise ValueError(f'{path} is damaged or of another version: its '
-                         'SHA-256 is not the expected one')
-    return content
-
-
-def pack(folder):
-    """Bring the files of npm's package, if npm is here and can be asked."""
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            subprocess.run(
-                ['npm', 'pack', '--silent', f'pyodide@{VERSION}'],
-                cwd=scratch, check=True, capture_output=True, timeout=120)
-        except (OSError, subprocess.SubprocessError):
-            return
-        archive, = Path(scratch).glob('*.tgz')
-        with tarfile.open(archive) as packed:
-            for name in set(SHA256) - {NUMPY}:
-                file = packed.extractfile(f'package/{name}')
-                assert file is not None, name
-                (folder / name).write_bytes(file.read())
-
-
 def download(name, folder):
     """Bring one file from where Pyodide is distributed."""
     address = (WHEELS if name == NUMPY else CORE) + name
@@ -113,11 +81,13 @@ def fetch(names):
     with tempfile.TemporaryDirectory(dir=store()) as scratch:
         folder = Path(scratch)
         if missing != [NUMPY]:
-            pack(folder)
+            with suppress(OSError):  # then they are downloaded
+                npm.unpack(f'pyodide@{VERSION}', set(SHA256) - {NUMPY},
+                           folder, timeout=120)
         for name in missing:
             if not (folder / name).exists():
                 download(name, folder)
-            verified(folder / name)
+            npm.verified(folder / name, SHA256)
             (folder / name).replace(store() / name)
 
 
@@ -140,7 +110,7 @@ def sources():
     paths = {name: Path(own, name) if own and Path(own, name).exists()
              else store() / name for name in SHA256}
     fetch([name for name, path in paths.items() if path.parent == store()])
-    return {name: verified(path) for name, path in paths.items()}
+    return {name: npm.verified(path, SHA256) for name, path in paths.items()}
 
 
 def package():

@@ -4,12 +4,14 @@ They come from a folder that the environment variable D2LTVM_ORT_WEB names, or
 from npm, which is asked once; then they lie in the user's cache.
 """
 import os
-import subprocess
-import tarfile
+import sys
 import tempfile
 from pathlib import Path
 
 import pooch
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / 'tools'))
+import npm
 
 VERSION = '1.30.0'
 SHA256 = {
@@ -27,21 +29,6 @@ def store():
     return Path(pooch.os_cache('d2ltvm'), f'onnxruntime-web-{VERSION}')
 
 
-def verify(path):
-    """Refuse another file than the one that its name promises.
-
-    Raises
-    ------
-    OSError
-        If it cannot be read.
-    ValueError
-        If it is another one.
-    """
-    if pooch.file_hash(str(path)) != SHA256[path.name]:
-        raise ValueError(f'{path} is damaged or of another version: its '
-                         'SHA-256 is not the expected one')
-
-
 def fetch():
     """Have npm pack the package; verify and keep three of its files.
 
@@ -52,22 +39,11 @@ def fetch():
     """
     store().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=store().parent) as scratch:
-        try:
-            subprocess.run(
-                ['npm', 'pack', '--silent', f'onnxruntime-web@{VERSION}'],
-                cwd=scratch, check=True, capture_output=True, timeout=300)
-        except (OSError, subprocess.SubprocessError) as error:
-            raise OSError('npm is missing, or cannot fetch onnxruntime-web '
-                          f'{VERSION}') from error
-        archive, = Path(scratch).glob('*.tgz')
         kept = Path(scratch, 'kept')
         kept.mkdir()
-        with tarfile.open(archive) as packed:
-            for name in SHA256:
-                file = packed.extractfile(f'package/dist/{name}')
-                assert file is not None, name
-                (kept / name).write_bytes(file.read())
-                verify(kept / name)
+        npm.unpack(f'onnxruntime-web@{VERSION}', SHA256, kept, 'package/dist')
+        for name in SHA256:
+            npm.verified(kept / name, SHA256)
         kept.replace(store())
 
 
@@ -88,5 +64,5 @@ def files():
         fetch()
     paths = [Path(own or store(), name) for name in SHA256]
     for path in paths:
-        verify(path)
+        npm.verified(path, SHA256)
     return paths

@@ -1,9 +1,6 @@
 """The suite `webassembly`: its files, its places, what is left out."""
-import hashlib
 import json
-import shlex
 import shutil
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +12,7 @@ import figures
 import onnxruntime_web as ort
 import run
 import side_by_side
+from npm_package import give_npm, small_files
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACES = {'Node': shutil.which('node'), 'Chromium': pdf.chromium()}
@@ -27,30 +25,9 @@ WHY = {'Node': 'no Node (Debian: apt install nodejs)',
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A folder with small files in place of the real ones; no npm."""
-    folder = tmp_path / 'own'
-    folder.mkdir()
-    for name in ort.SHA256:
-        (folder / name).write_text(f'content of {name}')
-    monkeypatch.setattr(ort, 'SHA256', {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        for name in ort.SHA256})
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    monkeypatch.setenv('PATH', str(tmp_path / 'bin'))
+    folder = small_files(ort, tmp_path, monkeypatch)
     monkeypatch.delenv('D2LTVM_ORT_WEB', raising=False)
     return folder
-
-
-def give_npm(tmp_path, folder):
-    """A program `npm` that packs the files of a folder."""
-    archive = tmp_path / 'packed.tgz'
-    with tarfile.open(archive, 'w:gz') as packed:
-        for path in folder.iterdir():
-            packed.add(path, f'package/dist/{path.name}')
-    npm = tmp_path / 'bin/npm'
-    npm.parent.mkdir()
-    npm.write_text('#!/bin/sh\n[ "$1" = pack ] && '
-                   f'/bin/cp {shlex.quote(str(archive))} .\n')
-    npm.chmod(0o755)
 
 
 def test_the_folder_that_is_named_is_enough(package, monkeypatch):
@@ -65,7 +42,7 @@ def test_the_folder_that_is_named_is_enough(package, monkeypatch):
 
 
 def test_npm_is_asked_once(package, tmp_path):
-    give_npm(tmp_path, package)
+    give_npm(tmp_path, package, 'package/dist')
     contents = [path.read_text() for path in ort.files()]
     assert contents == [f'content of {name}' for name in ort.SHA256]
     (tmp_path / 'bin/npm').unlink()
@@ -74,7 +51,7 @@ def test_npm_is_asked_once(package, tmp_path):
 
 def test_a_damaged_package_is_not_kept(package, tmp_path):
     (package / 'ort.wasm.min.mjs').write_text('damaged')
-    give_npm(tmp_path, package)
+    give_npm(tmp_path, package, 'package/dist')
     with pytest.raises(ValueError, match='SHA-256'):
         ort.files()
     assert list(ort.store().parent.iterdir()) == []

@@ -1,11 +1,8 @@
 """Cells that run in their page: where Python comes from, what a cell shows."""
-import hashlib
 import json
 import os
-import shlex
 import subprocess
 import sys
-import tarfile
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +13,8 @@ import livecells_runner
 import nbformat
 import nbformat.v4
 import pytest
+
+from npm_package import give_npm, small_files
 
 ROOT = Path(__file__).resolve().parent.parent
 NOWHERE = 'http://127.0.0.1:9/'  # where nobody answers
@@ -35,17 +34,9 @@ PAGES = {path.stem: marked(path)
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     """A folder with small files in place of the real ones; no other source."""
-    folder = tmp_path / 'own'
-    folder.mkdir()
-    for name in livecells.SHA256:
-        (folder / name).write_text(f'content of {name}')
-    monkeypatch.setattr(livecells, 'SHA256', {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        for name in livecells.SHA256})
+    folder = small_files(livecells, tmp_path, monkeypatch)
     monkeypatch.setattr(livecells, 'CORE', NOWHERE)
     monkeypatch.setattr(livecells, 'WHEELS', NOWHERE)
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    monkeypatch.setenv('PATH', str(tmp_path / 'bin'))
     monkeypatch.delenv('D2LTVM_PYODIDE', raising=False)
     return folder
 
@@ -53,20 +44,6 @@ def own(tmp_path, monkeypatch):
 def stored():
     folder = livecells.store()
     return {path.name for path in folder.iterdir()} if folder.exists() else {}
-
-
-def give_npm(tmp_path, folder):
-    """A program `npm` that packs the files of a folder."""
-    archive = tmp_path / 'pyodide.tgz'
-    with tarfile.open(archive, 'w:gz') as packed:
-        for path in folder.iterdir():
-            if path.name != livecells.NUMPY:
-                packed.add(path, f'package/{path.name}')
-    npm = tmp_path / 'bin/npm'
-    npm.parent.mkdir(exist_ok=True)
-    npm.write_text('#!/bin/sh\n[ "$1" = pack ] && '
-                   f'/bin/cp {shlex.quote(str(archive))} .\n')
-    npm.chmod(0o755)
 
 
 def test_the_folder_that_is_named_is_enough(own, monkeypatch):
@@ -90,7 +67,7 @@ def test_a_folder_that_is_missing_is_named(own, monkeypatch):
 
 
 def test_what_the_folder_lacks_comes_from_npm_once(own, tmp_path, monkeypatch):
-    give_npm(tmp_path, own)
+    give_npm(tmp_path, own, leave={livecells.NUMPY})
     monkeypatch.setenv('D2LTVM_PYODIDE', str(own))
     expected = {path.name: path.read_bytes() for path in own.iterdir()}
     core = set(expected) - {livecells.NUMPY}
@@ -108,7 +85,7 @@ def test_what_the_folder_lacks_comes_from_npm_once(own, tmp_path, monkeypatch):
 def test_a_damaged_package_is_not_kept(own, tmp_path):
     for path in own.iterdir():
         path.write_text('damaged')
-    give_npm(tmp_path, own)
+    give_npm(tmp_path, own, leave={livecells.NUMPY})
     with pytest.raises(ValueError, match='SHA-256'):
         livecells.sources()
     assert not stored()
