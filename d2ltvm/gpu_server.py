@@ -575,7 +575,7 @@ def pack_gpu(folder: str | Path, archs: Sequence[str] = (),
     Raises
     ------
     FileExistsError
-        If `folder` is something else.
+        If `folder` is something else, such as a link.
     FileNotFoundError
         If its parent does not exist, or nvcc is needed and not found.
     RuntimeError
@@ -584,7 +584,9 @@ def pack_gpu(folder: str | Path, archs: Sequence[str] = (),
         If no program can be made for a case, or there is none.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    taken = folder.exists() and (
+        not folder.is_dir() or any(folder.iterdir()))
+    if taken or folder.is_symlink():
         raise FileExistsError(f'{folder}: expected a new or an empty folder')
     if not folder.resolve().parent.is_dir():
         raise FileNotFoundError(f'{folder}: there is no folder to put it in')

@@ -118,14 +118,11 @@ _UNUSED = ('sklearn.base',)  # for an old class; slow to import
 
 
 # chapters/mxnet_today.ipynb, cell fn-import
-class _Later:
-    """A module that is imported when it is first used."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
+class _Later(ModuleType):
+    """Stands for a module, which is imported when it is first used."""
 
     def __getattr__(self, part: str) -> Any:
-        return getattr(importlib.import_module(self._name), part)
+        return getattr(importlib.import_module(self.__name__), part)
 
 
 # chapters/mxnet_today.ipynb, cell fn-import

@@ -23,8 +23,6 @@ from d2ltvm.tvm_inference import batch_norm, batch_norm_float64, bn_error
 from soak import SOAK, examples, later
 
 os.environ.setdefault('POCL_KERNEL_CACHE', '0')  # delete them at the end
-if not SOAK:  # kernels run for less time than they are optimized
-    os.environ.setdefault('POCL_EXTRA_BUILD_FLAGS', '-cl-opt-disable')
 
 # float32: at most 5 roundings of 2**-24; float16: one of 2**-11 on top
 BOUND = {'float32': 1e-6, 'float16': 2 ** -11 + 1e-6}

@@ -547,6 +547,12 @@ def test_the_command_packs(tmp_path, capsys, monkeypatch):
     assert command_line.main(['gpu', '--pack', str(folder)]) == 2
     assert capsys.readouterr().err == (
         f'd2ltvm gpu: {folder}: expected a new or an empty folder\n')
+    link = tmp_path / 'link'
+    for goal in 'nowhere', 'link':
+        link.symlink_to(tmp_path / goal)
+        assert command_line.main(['gpu', '--pack', str(link)]) == 2
+        assert f'{link}: expected a new or' in capsys.readouterr().err
+        link.unlink()
 
 
 @pytest.mark.skipif(tvm.cuda(0).exist, reason='there is a GPU')
