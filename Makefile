@@ -43,7 +43,7 @@ nbval = --nbval --nbval-current-env --nbval-cell-timeout=800 \
 # The book is rendered, on one core, while the tests run that need none
 test: check fonts
 	@$(MAKE) --no-print-directory --jobs 2 short rendered
-	$(pytest) --dist loadgroup tests/browser
+	$(pytest) tests/browser
 
 short:
 	D2LTVM_SHORT=1 $(pytest) $(nbval) --no-loadscope-reorder chapters tests
@@ -68,7 +68,7 @@ soak: export D2LTVM_SOAK = 1
 soak: check
 	$(pytest) --timeout=7200
 	@$(MAKE) --no-print-directory rendered
-	$(pytest) --dist loadgroup --timeout=7200 tests/browser
+	$(pytest) --timeout=7200 tests/browser
 
 check: $(ready)
 	$(venv)/bin/ruff check .

@@ -54,7 +54,11 @@ def fetch_thebe(folder=THEBE, npm='npm'):
                 member for member in packed
                 if member.name.startswith('package/lib/')
                 and not member.name.endswith(('.map', '.ts'))])
-        (scratch / 'package/lib').rename(folder)
+        try:
+            (scratch / 'package/lib').rename(folder)
+        except OSError:
+            if not folder.exists():  # else another run was quicker
+                raise
 
 
 class File(JupyterHandler, web.StaticFileHandler):
@@ -95,7 +99,7 @@ class Live(ServerApp):
 
 def server(**settings):
     asyncio.set_event_loop(asyncio.new_event_loop())
-    app = Live(ip='127.0.0.1', root_dir=str(ROOT), answer_yes=True,
+    app = Live(ip='127.0.0.1', port=0, root_dir=str(ROOT), answer_yes=True,
                allow_root=True, **settings)
     token = app.config.IdentityProvider.token = secrets.token_hex(24)
     app.default_url = f'/book/intro.html?token={token}'

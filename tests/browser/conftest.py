@@ -20,16 +20,20 @@ THEME = '''if (location.protocol !== "about:")
 BOOK = Path(__file__).resolve().parents[2] / '_build/html'
 
 
-def pytest_collection_modifyitems(config, items):
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
     """A file stays with one process, which then has its windows and servers.
 
     All pages would be one long file: each of them goes where there is time.
     """
-    if config.pluginmanager.hasplugin('xdist'):
-        for item in items:
-            if item.path.parent == Path(__file__).parent and (
-                    item.path.stem != 'test_book'):
-                item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition('::')[0]
+            return nodeid if file.endswith('test_book.py') else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope='session')

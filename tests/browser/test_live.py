@@ -34,7 +34,9 @@ def running():
             if 'npm cannot fetch' in line:
                 pytest.skip(line)
             address = re.match(r'The live book: (http://\S+)', line)
-            assert address, line
+            if not address:
+                server.terminate()  # so that all of its words can be read
+                pytest.fail(line + server.stdout.read())
             yield server, address[1]
         finally:
             server.terminate()
