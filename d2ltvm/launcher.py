@@ -27,12 +27,10 @@ from typing import Any
 import numpy as np
 
 import d2ltvm
-from d2ltvm import from_scratch as fs
-from d2ltvm import needed_for
+from d2ltvm import mxnet_today, needed_for
 from d2ltvm.checks import (check_array, check_choice, check_count,
                            check_number)
 from d2ltvm.leave_mxnet import whole_file
-from d2ltvm.mxnet_today import mx, nd
 from d2ltvm.theory import merge_statistics
 
 __all__ = ['Exchange', 'GUARD', 'MPIExchange', 'MPIRUN', 'Progress', 'SERVE',
@@ -211,18 +209,18 @@ class ServerExchange(Exchange):
         Of the kind `dist_sync`.
     """
 
-    def __init__(self, rank: int, store: mx.kvstore.KVStore) -> None:
+    def __init__(self, rank: int, store: Any) -> None:
         super().__init__(rank, store.num_workers)
-        self.store = store
-        self.buffers: dict[str, nd.NDArray] = {}
+        self.store, self.nd = store, mxnet_today.nd
+        self.buffers: dict[str, Any] = {}
         self._make('lengths', self.workers)
 
     def _make(self, key: str, n: int) -> None:
-        self.buffers[key] = nd.empty(n)
-        self.store.init(key, nd.zeros(n))
+        self.buffers[key] = self.nd.empty(n)
+        self.store.init(key, self.nd.zeros(n))
 
     def _push_and_pull(self, key: str, values: np.ndarray) -> np.ndarray:
-        self.store.push(key, nd.array(values))
+        self.store.push(key, self.nd.array(values))
         self.store.pull(key, out=self.buffers[key])
         self.buffers[key].wait_to_read()  # never two pulls in flight
         return self.buffers[key].asnumpy()
@@ -369,7 +367,7 @@ def work(folder: str, rank: int | str | None, reference: str) -> None:
         function = find_function(reference)
         arguments = json.loads(Path(folder, 'arguments.json').read_text())
         exchange = MPIExchange() if rank is None else ServerExchange(
-            int(rank), mx.kv.create('dist_sync'))
+            int(rank), mxnet_today.mx.kv.create('dist_sync'))
         name = f'worker {exchange.rank}'
         exchange.report_to(Path(folder, f'{name}.count'))
         save_arrays(Path(folder, f'{name}.npz'),
@@ -739,8 +737,7 @@ def launch(reference: str, workers: int = 2, arguments: dict | None = None,
 
 
 # chapters/launcher.ipynb, cell fn-state
-def pack_state(step: int, params: dict[str, nd.NDArray],
-               moving: fs.MovingStatistics,
+def pack_state(step: int, params: dict[str, Any], moving: Any,
                exchange: Exchange) -> dict[str, np.ndarray]:
     """What is needed to go on: a dictionary of arrays.
 
@@ -758,7 +755,7 @@ def pack_state(step: int, params: dict[str, nd.NDArray],
 
 # chapters/launcher.ipynb, cell fn-merged
 def merged_moving(state: Mapping[str, np.ndarray], rows: slice = slice(None),
-                  dtype: str | type = 'float32') -> fs.MovingStatistics:
+                  dtype: str | type = 'float32') -> Any:
     """Moving statistics of a state, merged over its workers.
 
     Parameters
@@ -775,6 +772,8 @@ def merged_moving(state: Mapping[str, np.ndarray], rows: slice = slice(None),
     d2ltvm.from_scratch.MovingStatistics
         Mean of the means; mean of the variances plus variance of the means.
     """
+    from d2ltvm import from_scratch as fs
+
     moving = fs.MovingStatistics()
     for key in state:
         kind, _, scope = key.partition('.')
@@ -783,23 +782,24 @@ def merged_moving(state: Mapping[str, np.ndarray], rows: slice = slice(None),
                 (1, mean, var) for mean, var in zip(
                     state[key][rows], state[f'var.{scope}'][rows],
                     strict=True))
-            moving.mean[scope] = nd.array(mean, dtype=dtype)
-            moving.var[scope] = nd.array(M2 / count, dtype=dtype)
+            for name, value in (('mean', mean), ('var', M2 / count)):
+                getattr(moving, name)[scope] = mxnet_today.nd.array(
+                    value, dtype=dtype)
     return moving
 
 
 # chapters/launcher.ipynb, cell fn-unpack
 def unpack_state(state: Mapping[str, np.ndarray],
-                 params: dict[str, nd.NDArray], exchange: Exchange
-                 ) -> tuple[int, fs.MovingStatistics]:
+                 params: dict[str, Any], exchange: Exchange
+                 ) -> tuple[int, Any]:
     """Set `params`, in place, and return (step, moving).
 
     With as many workers as before, each gets its own moving statistics back;
     otherwise all get the merged ones.
     """
     for name in params:
-        params[name][:] = nd.array(state[f'param.{name}'],
-                                   dtype=params[name].dtype)
+        params[name][:] = mxnet_today.nd.array(
+            state[f'param.{name}'], dtype=params[name].dtype)
     tables = [state[key] for key in state if key.startswith('mean.')]
     same = all(len(table) == exchange.workers for table in tables)
     r = exchange.rank
@@ -808,8 +808,8 @@ def unpack_state(state: Mapping[str, np.ndarray],
 
 
 # chapters/launcher.ipynb, cell fn-load
-def load_state(path: str | Path, params: dict[str, nd.NDArray],
-               exchange: Exchange) -> tuple[int, fs.MovingStatistics]:
+def load_state(path: str | Path, params: dict[str, Any],
+               exchange: Exchange) -> tuple[int, Any]:
     """What `unpack_state` does with a file; ValueError if it is no state."""
     try:
         with np.load(path) as state:

@@ -16,8 +16,7 @@ from d2ltvm import distributed as dist
 from d2ltvm import launcher
 from d2ltvm.mxnet_today import mx
 from soak import examples, later
-from workers import (WITHOUT_MXNET, WORKER, Together, digits, processes,
-                     script, wait_for)
+from workers import WORKER, Together, digits, processes, script, wait_for
 
 soak = pytest.mark.soak
 
@@ -214,17 +213,24 @@ def main(exchange):
 '''
 
 
-@pytest.mark.parametrize('servers', [1, later(2)])
-def test_run_listens_at_loopback_only(tmp_path, servers):
-    results = launcher.launch(script(tmp_path, LISTEN), 2, servers=servers)
+@pytest.mark.parametrize(('workers', 'servers'), [(1, 1), later(2, 2)])
+def test_run_listens_at_loopback_only(tmp_path, workers, servers):
+    """The page on the launcher has sums of two workers by a server."""
+    results = launcher.launch(script(tmp_path, LISTEN), workers,
+                              servers=servers)
     for result in results:
-        assert_array_equal(result['rows'], [[1 / 3, 0], [1 / 3, 1]])
-        assert_array_equal(result['total'], [3, 3])
-        # 1 scheduler, the servers, 2 workers: all at 127.0.0.1
-        assert result['places'].tolist() == (3 + servers) * ['0100007F']
+        assert_array_equal(result['rows'],
+                           [[1 / 3, rank] for rank in range(workers)])
+        assert_array_equal(result['total'], 2 * [sum(range(workers + 1))])
+        # 1 scheduler, the servers, the workers: all at 127.0.0.1
+        assert result['places'].tolist() == (1 + servers + workers) * [
+            '0100007F']
 
 
 ACCIDENT = '''
+from d2ltvm.distributed import train_worker
+
+
 def main(exchange, what, folder, data, at=21):
     """After two steps, something happens to a process of this run."""
     mark_it = exchange.mark
@@ -378,7 +384,7 @@ def main(exchange, path):
     time.sleep(1000)
 ''')
     sign = tmp_path / 'sign'
-    program = (WITHOUT_MXNET + 'from d2ltvm.launcher import launch\n'
+    program = ('from d2ltvm.launcher import launch\n'
                f'launch({reference!r}, 1, {{"path": {str(sign)!r}}})')
     launcher = subprocess.Popen([sys.executable, '-c', program])
     if begun:

@@ -11,14 +11,6 @@ from d2ltvm.mxnet_today import nd
 
 WORKER = 'd2ltvm.distributed:train_worker'
 
-# A program that begins so launches at once: it trains nothing itself
-WITHOUT_MXNET = '''
-import sys
-from unittest.mock import MagicMock
-for name in ('mxnet_today', 'from_scratch'):
-    sys.modules[f'd2ltvm.{name}'] = MagicMock()
-'''
-
 
 def processes(mark):
     """Process number -> command, of those whose environment has a mark."""
@@ -45,8 +37,7 @@ def digits(folder):
 def script(folder, source, name='main'):
     path = folder / 'program.py'
     path.write_text('import os, signal, sys, time\nfrom pathlib import Path\n'
-                    'from d2ltvm.mxnet_today import mx\nimport numpy as np\n'
-                    'from d2ltvm.distributed import *\n' + source)
+                    'import numpy as np\n' + source)
     return f'{path}:{name}'
 
 
