@@ -1,9 +1,10 @@
 """What several test files share."""
-import inspect
+import os
 import sys
 
 import chrome
 import pytest
+import quick_inspect
 from hypothesis import HealthCheck, settings
 
 from d2ltvm.mxnet_today import mx
@@ -16,19 +17,8 @@ settings.register_profile(
         HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 settings.load_profile('book')
 
-
-def module_of(thing, file=None, search=inspect.getmodule):
-    """`inspect.getmodule` that finds the module of a frame at once.
-
-    TVM's parser asks for the source of all frames of the stack, for each
-    program. Python searches all modules for each frame, which below pytest
-    takes as long as the rest.
-    """
-    return (sys.modules.get(thing.f_globals.get('__name__'))
-            if inspect.isframe(thing) else search(thing, file))
-
-
-inspect.getmodule = module_of
+# The kernels of notebooks run it, too
+os.environ['PYTHONSTARTUP'] = quick_inspect.__file__
 
 
 def pytest_configure(config):
