@@ -2,10 +2,13 @@
 
 What wants no gradient must take no other gradient with it.
 """
+import functools
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 from d2ltvm.mxnet_today import autograd, mx, nd
@@ -73,25 +76,11 @@ class Block:
                 for parameter in self.parameters]
 
 
-def synchronised(X, gamma, beta):
-    norm = distributed.synchronised(distributed.Exchange(),
-                                    from_scratch.MovingStatistics())
-    return norm(X, gamma, beta, 'bn')
-
-
-def function(X, gamma, beta):
-    moving = np.zeros((2, 3), 'float32')
-    return training_operator.BatchNormFunction(*moving, 0.9, 1e-5)(
-        gamma, beta, X)
-
-
 FUNCTIONS = {
-    'distributed.SyncBatchNorm': lambda X, gamma, beta:
-        distributed.SyncBatchNorm(distributed.Exchange())(gamma, beta, X),
-    'distributed.synchronised': synchronised,
-    'training_operator.BatchNormFunction': function,
-    'training_operator.CompiledBatchNorm': lambda X, gamma, beta:
-        training_operator.CompiledBatchNorm()(X, gamma, beta, 'bn'),
+    'distributed.SyncBatchNorm': forked.sync_batch_norm,
+    'distributed.synchronised': forked.synchronised,
+    'training_operator.BatchNormFunction': forked.function,
+    'training_operator.CompiledBatchNorm': forked.compiled,
     'fast_operations.fast_batch_norm': lambda X, gamma, beta:
         fast_operations.fast_batch_norm(X, gamma, beta)[0],
     'from_scratch.pure_batch_norm': from_scratch.pure_batch_norm,
@@ -129,8 +118,9 @@ def test_no_layer_is_left_out():
     assert found - parts == {name.split(',')[0] for name in LAYERS}
 
 
-def run(layer, how, X_req, rows, weight, dY, passes):
+def run(layer, how, X_req, shape, passes):
     """Y, and the gradients by X and all that stands before it."""
+    rows, weight, dY = np.random.default_rng(0).normal(size=(3, *shape))
     layer.prepare(how)
     first, second = nd.array(rows), nd.array(weight)
     first.attach_grad(X_req)
@@ -141,8 +131,15 @@ def run(layer, how, X_req, rows, weight, dY, passes):
             Y = layer(X)
             loss = (Y * nd.array(dY)).sum() + (second * second).sum()
         loss.backward()
-    return [Y, None if X_req == 'null' else first.grad, second.grad,
-            *layer.gradients()]
+    return [Y.asnumpy(), *(
+        gradient if gradient is None else gradient.asnumpy() for gradient in (
+            None if X_req == 'null' else first.grad, second.grad,
+            *layer.gradients()))]
+
+
+@functools.cache
+def built_in(*case):
+    return run(BUILT_IN, *case)
 
 
 DENSE_ALONE = 'moving_statistics.BatchNorm'
@@ -158,20 +155,18 @@ DENSE_ALONE = 'moving_statistics.BatchNorm'
       for case in (((8, 3), 3), ((1, 3, 2, 3), 1)))])
 def test_what_is_frozen_and_what_adds_up(name, frozen, passes, shape):
     """One pass writes, three passes add; against the built-in layer."""
-    rng = np.random.default_rng(0)
-    rows, weight, dY = rng.normal(size=(3, *shape))
     want = 'write' if passes == 1 else 'add'
-    how = ['null' if p in frozen.split() else want for p in ('gamma', 'beta')]
+    how = tuple('null' if p in frozen.split() else want
+                for p in ('gamma', 'beta'))
     X_req = 'null' if 'X' in frozen else want
-    ours, builtin = (run(layer, how, X_req, rows, weight, dY, passes)
-                     for layer in (LAYERS[name], BUILT_IN))
+    case = how, X_req, shape, passes
     for got, expected, req in zip(
-            ours, builtin, ('', X_req, '', *how), strict=True):
+            run(LAYERS[name], *case), built_in(*case),
+            ('', X_req, '', *how), strict=True):
         if req == 'null':
             continue
-        assert abs(expected.asnumpy()).max() > 0.01
-        assert_allclose(got.asnumpy(), expected.asnumpy(), rtol=1e-4,
-                        atol=1e-4)
+        assert abs(expected).max() > 0.01
+        assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('name', [
@@ -194,52 +189,13 @@ def test_a_single_gradient_by_autograd_grad(name, by):
     assert_array_equal(got.asnumpy(), arrays[by].grad.asnumpy())
 
 
-FORK = '''
-import os
-import signal
-import numpy as np
-from d2ltvm.mxnet_today import autograd, nd
-from test_layers import FUNCTIONS
-
-
-def step(layer):
-    arrays = [nd.arange(12).reshape((4, 3)), nd.ones(3), nd.zeros(3)]
-    for array in arrays:
-        array.attach_grad()
-    with autograd.record():
-        Y = layer(*arrays)
-    Y.backward(nd.ones((4, 3)))
-    return arrays[2].grad
-
-
-def fork(layer, wait):
-    beta_gradient = step(layer)
-    if wait:
-        assert (beta_gradient.asnumpy() == 4).all()
-    child = os.fork()
-    if not child:
-        signal.alarm(60)
-        os._exit(0 if (step(layer).asnumpy() == 4).all() else 1)
-    assert os.waitpid(child, 0)[1] == 0
-    assert (step(layer).asnumpy() == 4).all()
-
-
-for name in {names}:
-    for wait in (True, False) * {times}:  # while MXNet's threads work, too
-        print(name, 'wait', wait, flush=True)
-        fork(FUNCTIONS[name], wait)
-'''
-
-
 def test_layer_works_after_fork():
     """Used in the parent, then in a child, then in the parent."""
-    program = FORK.format(times=20 if SOAK else 2, names=[
-        'distributed.SyncBatchNorm', 'training_operator.BatchNormFunction',
-        'training_operator.CompiledBatchNorm'])
     ran = subprocess.run(  # a deadlock would wait for ever
-        [sys.executable, '-W', 'ignore', '-c', program], check=False,
-        capture_output=True, text=True, timeout=600,
-        cwd=Path(__file__).parent)
+        [sys.executable, '-W', 'ignore', forked.__file__,
+         '20' if SOAK else '2'], check=False, capture_output=True, text=True,
+        timeout=600, env={**os.environ, 'PYTHONPATH': str(
+            Path(forked.__file__).parent.parent)})
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
