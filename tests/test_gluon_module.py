@@ -427,42 +427,6 @@ def test_empty_batch_is_refused(shape, kind, hybrid):
         mx.npx.reset_np()
 
 
-@pytest.mark.timeout(120)  # a deadlock would wait for ever
-def test_layer_works_after_fork():
-    """Used in the parent, then in a child; plain, then compiled."""
-    program = '''
-import os
-import signal
-from d2ltvm.mxnet_today import autograd, mx, nd
-from mxnet.gluon import nn
-from d2ltvm.gluon_module import BatchNormLayer
-
-
-def step():
-    with autograd.record():
-        Y = net(nd.arange(50).reshape((2, 1, 5, 5)))
-    Y.backward()
-    return net[1].moving_mean.data().asnumpy()
-
-
-for hybrid in (False, True):
-    net = nn.HybridSequential()
-    net.add(nn.Conv2D(4, 3), BatchNormLayer(), nn.Dense(2))
-    net.initialize(mx.init.Xavier())
-    net.hybridize(hybrid)
-    first = step()
-    child = os.fork()
-    if not child:
-        signal.alarm(60)
-        os._exit(0 if (abs(step()) > 1.5 * abs(first)).all() else 1)
-    assert os.waitpid(child, 0)[1] == 0
-    assert (abs(step()) > 1.5 * abs(first)).all()
-'''
-    ran = subprocess.run([sys.executable, '-W', 'ignore', '-c', program],
-                         check=False, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-
-
 def test_statistics_are_not_recorded():
     layer, X = gm.BatchNorm(3), nd.random.normal(shape=(4, 3))
     layer.initialize()
@@ -818,16 +782,50 @@ def test_function_returns_the_kind_it_got(array):
             assert {type(a) for a in gm.batch_norm(*arrays)} == kinds
 
 
+# A layer is used in the parent, then in a child; plain, then compiled
+FORK = '''
+import os
+import signal
+from mxnet.gluon import nn
+from d2ltvm.mxnet_today import autograd, nd
+
+
+def step():
+    with autograd.record():
+        Y = net(nd.arange(50).reshape((2, 1, 5, 5)))
+    Y.backward()
+    return net[1].moving_mean.data().asnumpy()
+
+
+for hybrid in (False, True):
+    net = nn.HybridSequential()
+    net.add(nn.Conv2D(4, 3), gm.BatchNormLayer(), nn.Dense(2))
+    net.initialize(mx.init.Xavier())
+    net.hybridize(hybrid)
+    first = step()
+    child = os.fork()
+    if not child:
+        signal.alarm(60)
+        os._exit(0 if (abs(step()) > 1.5 * abs(first)).all() else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert (abs(step()) > 1.5 * abs(first)).all()
+'''
+
+
+@pytest.mark.timeout(120)  # a deadlock would wait for ever
 @pytest.mark.parametrize(('before', 'after'), [
     (0, 1), later(1, 0), later(0, 0), later(1, 1)])
 def test_import_leaves_the_switch_alone(before, after):
-    """And works with the switch thrown before or after the import."""
+    """Works with the switch thrown before or after it, and after a fork."""
     program = f'''
+import sys
 import numpy as np
 from d2ltvm.mxnet_today import mx
 mx.npx.set_np(shape={before}, array={before})
 from d2ltvm import gluon_module as gm
 assert mx.util.is_np_array() == mx.util.is_np_shape() == {bool(before)}
+assert {{'d2l', 'matplotlib'}} <= set(sys.modules) and 'tvm' not in sys.modules
+{'' if before else FORK}
 mx.npx.set_np(shape={after}, array={after})
 array = mx.np.array if {after} else mx.nd.array
 results = []
@@ -934,7 +932,7 @@ def test_fit_takes_no_card_without_programs(monkeypatch, found, chosen,
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize('hybrid', [False, True])
 def test_fit(hybrid, array, capfd):
-    digits = part(640)
+    digits = part(320)
     model = (gm.BNLeNet if hybrid else gm.BNLeNetScratch)(lr=0.5)
     model.net.hybridize(hybrid)
     data = gm.Pictures(digits, batch_size=32)
