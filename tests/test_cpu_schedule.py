@@ -153,10 +153,13 @@ def test_property_streaming(shape, seed, offset, lanes, piece, place):
     np.testing.assert_array_equal(given[0], out)
 
 
-@pytest.mark.parametrize('shape', [later((4, 64, 224, 224)),
-                                   (1, 13, 1024, 1025)])
-def test_large_data_stream(shape, monkeypatch):
+@pytest.mark.parametrize(('shape', 'least'), [
+    later((4, 64, 224, 224), None), later((1, 13, 1024, 1025), None),
+    ((1, 13, 128, 129), 13 * 2 ** 14)])
+def test_large_data_stream(shape, least, monkeypatch):
     called = []
+    if least:  # what is large, so that the arrays need not be
+        monkeypatch.setattr(module, 'STREAM_FROM', least)
     monkeypatch.setattr(module, '_streaming_program', lambda *args, f=(
         module._streaming_program): called.append(args) or f(*args))
     kernel = module.inference_kernel(shape)
@@ -469,10 +472,29 @@ def test_bad_layout_and_bad_number(kernel, arrays):
         kernel(*arrays, out)
 
 
-def test_no_address_ends_the_process():
+def test_in_a_process_of_its_own():
+    """What threads are told, how many they are, and no address ends it."""
     code = f'''
+import os
 import numpy as np
-from d2ltvm.cpu_schedule import inference_kernel
+for name in ('TVM_BIND_THREADS', 'TVM_THREAD_POOL_SPIN_COUNT'):
+    os.environ.pop(name, None)
+os.environ['TVM_NUM_THREADS'] = '2'
+before = dict(os.environ)
+from d2ltvm import network_schedule
+from d2ltvm.cpu_schedule import calm_threads, inference_kernel, peak_rate
+assert dict(os.environ) == before  # importing changes nothing
+os.environ['TVM_BIND_THREADS'] = '1'
+for call in calm_threads, lambda: inference_kernel((1, 2, 3, 4)):
+    call()
+    print(os.environ['TVM_BIND_THREADS'],
+          os.environ.pop('TVM_THREAD_POOL_SPIN_COUNT'))
+os.environ['TVM_BIND_THREADS'] = '0'
+assert peak_rate(2) > 0
+try:
+    peak_rate(3)
+except ValueError as error:
+    print(error)
 {inspect.getsource(misaligned)}
 for shape in ((1, 1, 64, 64), (2, 64, 1, 1), (2, 8, 64, 65)):
     bn = inference_kernel(shape)
@@ -485,25 +507,10 @@ print('done')
 '''
     result = subprocess.run([sys.executable, '-c', code], text=True,
                             capture_output=True)
-    assert (result.returncode, result.stdout) == (0, 'done\n')
-
-
-def test_threads_are_calm_unless_the_caller_has_asked():
-    code = '''
-import os
-for name in ('TVM_BIND_THREADS', 'TVM_THREAD_POOL_SPIN_COUNT'):
-    os.environ.pop(name, None)
-from d2ltvm.cpu_schedule import calm_threads, inference_kernel
-assert 'TVM_BIND_THREADS' not in os.environ  # importing changes nothing
-os.environ['TVM_BIND_THREADS'] = '1'
-for call in calm_threads, lambda: inference_kernel((1, 2, 3, 4)):
-    call()
-    print(os.environ['TVM_BIND_THREADS'],
-          os.environ.pop('TVM_THREAD_POOL_SPIN_COUNT'))
-'''
-    result = subprocess.run([sys.executable, '-c', code], text=True,
-                            capture_output=True)
-    assert (result.returncode, result.stdout) == (0, '1 0\n1 0\n')
+    assert (result.returncode, result.stderr) == (0, '')
+    assert result.stdout.splitlines() == [
+        '1 0', '1 0', 'threads: expected 2 or less, as TVM has, got 3',
+        'done']
 
 
 # The copy
@@ -654,24 +661,6 @@ def test_peak_rate():
     wide, narrow = module.peak_rate(), module.peak_rate(1, BASELINE)
     assert 0 < narrow < 1e12 and 0 < wide < 1e12
     assert module.peak_rate(np.int64(1)) > 0
-
-
-def test_peak_rate_of_all_threads():
-    """In a process of its own, whose threads are two."""
-    code = '''
-import os
-os.environ['TVM_NUM_THREADS'] = '2'
-from d2ltvm.cpu_schedule import peak_rate
-assert peak_rate(2) > 0
-try:
-    peak_rate(3)
-except ValueError as error:
-    print(error)
-'''
-    result = subprocess.run([sys.executable, '-c', code], text=True,
-                            capture_output=True)
-    assert (result.returncode, result.stdout) == (
-        0, 'threads: expected 2 or less, as TVM has, got 3\n')
 
 
 @pytest.mark.parametrize('threads, error', [
