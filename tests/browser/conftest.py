@@ -110,9 +110,11 @@ class Window:
             self.complaints.append(f'asked another host: {request.url}')
 
     def console(self, message):
-        # Sphinx's search looks for an id with a dot as if it were a class
+        # Sphinx's search looks for an id with a dot as if it were a class;
+        # a picture shown by itself has the browser ask for the host's icon
         if message.type in ('error', 'warning') and not re.search(
-                r"content block not found.* #module-\w+\.", message.text):
+                r"content block not found.* #module-\w+\.", message.text
+                ) and message.location['url'] != f'{self.own[0]}favicon.ico':
             self.complaints.append(f'{message.type}: {message.text}')
 
     def leave(self):
