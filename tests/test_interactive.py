@@ -250,26 +250,44 @@ SET = '''(figure, settings) => {
 }'''
 
 
+@pytest.fixture(scope='module')
+def window(chromium):
+    """One page for each kind that is wanted; the tests write it anew."""
+    pages = {}
+
+    def of(**options):
+        kind = repr(options)
+        if kind not in pages:
+            pages[kind] = chromium.new_context(**options).new_page()
+        return pages[kind]
+    yield of
+    for page in pages.values():
+        page.context.close()
+
+
 @pytest.fixture
-def show(chromium):
-    """Open figures on a page of their own; complaints fail the test."""
-    contexts, complaints = [], []
+def show(window):
+    """Open figures on a page; complaints fail the test."""
+    pages, complaints, listeners = [], [], {
+        'pageerror': lambda error: complaints.append(str(error)),
+        'console': lambda line: complaints.append(line.text),
+        'request': lambda request: complaints.append(request.url)}
 
     def open_page(*explorers, **options):
-        context = chromium.new_context(**options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on('pageerror', lambda error: complaints.append(str(error)))
-        page.on('console', lambda line: complaints.append(line.text))
-        page.on('request', lambda request: complaints.append(request.url))
+        page = window(**options)
+        page.goto('about:blank')  # whatever another test has left
+        for event, listener in listeners.items():
+            page.on(event, listener)
+        pages.append(page)
         page.set_content(
             '<!DOCTYPE html><html lang="en"><meta name="viewport" '
             'content="width=device-width"><body>' + ''.join(
                 explorer._repr_html_() for explorer in explorers))
         return page
     yield open_page
-    for context in contexts:
-        context.close()
+    for page in pages:
+        for event, listener in listeners.items():
+            page.remove_listener(event, listener)
     assert not complaints
 
 
@@ -328,8 +346,8 @@ def test_every_control_works_by_keyboard(make, show):
 @some
 def test_first_state_needs_no_script(make, show):
     with_script, without = (
-        show(make(), java_script_enabled=on, viewport={
-            'width': 800, 'height': 900}) for on in (True, False))
+        show(make(), viewport={'width': 800, 'height': 900},
+             java_script_enabled=on) for on in (True, False))
     assert with_script.locator('svg').screenshot() == without.locator(
         'svg').screenshot()
     for page in with_script, without:
@@ -376,7 +394,8 @@ def test_the_axes_know_all_kinds():
 
 
 def test_dots_are_dragged_by_the_mouse(show):
-    page = show(Backward(), viewport={'width': 1000, 'height': 900})
+    page = show(Backward(), viewport={'width': 800, 'height': 900},
+                java_script_enabled=True)
     x, y = centre_of(page, 'x5')  # at 0.5, near the middle
     unit = page.locator('svg').bounding_box()['width'] / 400 * 12.5
     page.mouse.move(x, y)
