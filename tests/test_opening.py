@@ -53,10 +53,10 @@ def installed(tmp_path_factory):
     for name in ('d2ltvm', 'LICENSE', 'README.md', 'pyproject.toml'):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, project / name)
-    subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet',
-                    '--no-deps', '--no-build-isolation', '--target',
-                    folder / 'packages', project], check=True,
-                   stderr=subprocess.DEVNULL)
+    subprocess.run([Path(sys.executable).with_name('uv'), 'pip', 'install',
+                    '--quiet', '--offline', '--no-deps',
+                    '--no-build-isolation', '--python', sys.executable,
+                    '--target', folder / 'packages', project], check=True)
     return folder / 'packages'
 
 
