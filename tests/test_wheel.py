@@ -119,7 +119,7 @@ def test_the_commands_run(installed, tmp_path):
     helped = output(python, '-m', 'd2ltvm', '--help', cwd=tmp_path)
     assert helped.startswith('usage: d2ltvm ')
     assert output(folder / 'env/bin/d2ltvm', '--help', cwd=tmp_path) == helped
-    output(python, '-c', FOLD, tmp_path / 'in.onnx')
+    output(sys.executable, '-c', FOLD, tmp_path / 'in.onnx')
     printed = output(folder / 'env/bin/d2ltvm', 'fold', 'in.onnx', 'out.onnx',
                      cwd=tmp_path)
     assert '\n1 of 1 folded; ' in printed
