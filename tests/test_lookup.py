@@ -13,9 +13,9 @@ import tvm
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r'```python\n(.*?)```(?:\n\n```text\n(.*?)```)?', re.DOTALL)
-# A process for each, so `make test` takes every fifth
+# A process for each, so `make test` takes every eighth
 EXAMPLES = [pytest.param(*found, id=f'{page}-{i}',
-                         marks=[pytest.mark.soak] if i % 5 else [])
+                         marks=[pytest.mark.soak] if i % 8 else [])
             for page in ('troubleshooting', 'coming_from')
             for i, found in enumerate(BLOCK.findall(
                 (ROOT / f'{page}.md').read_text('utf-8')))]
