@@ -140,9 +140,15 @@ def test_property_every_element(shape, dtype, threads, blocks, seed, offset,
        offset=st.sampled_from([0, 1000]), seed=st.integers(0, 2 ** 32))
 def test_property_scales(scale, offset, seed):
     X, *params = data((2, 3, 5, 9), 'float32', seed, offset * scale, scale)
-    sch = module.cuda_schedule((2, 3, 5, 9), eps=1e-12)
-    assert bn_error(run(sch, X, *params), X, *params,
-                    1e-12) < BOUND['float32']
+    out = np.full_like(X, np.nan)
+    built_once()(X, *params, out)
+    assert bn_error(out, X, *params, 1e-12) < BOUND['float32']
+
+
+@functools.cache
+def built_once():
+    return module.build_opencl(
+        module.cuda_schedule((2, 3, 5, 9), eps=1e-12).mod)
 
 
 @needs_oclgrind
