@@ -17,6 +17,7 @@ import pytest
 
 from d2ltvm import mxnet_today as mt
 from d2ltvm.mxnet_today import gluon, mx, nd
+from soak import later
 
 ROOT = Path(__file__).resolve().parent.parent
 OLD = ('Inf', 'NaN', 'PZERO', 'alltrue', 'product', 'in1d', 'trapz', 'compat')
@@ -191,9 +192,11 @@ def test_modules_of_mxnet_see_the_stand_in_and_no_others():
 
 
 def test_numpy_builtins_and_programs_are_not_touched(tmp_path):
+    """Without distutils, too: Python 3.12 has none, and 3.11 warns of it."""
     (tmp_path / 'mxnet_of_mine.py').write_text('import numpy, mxnet')
     status, text = run('''
-import builtins, types, numpy
+import builtins, importlib, sys, types, warnings, numpy
+sys.modules['distutils'] = sys.modules['setuptools'] = None
 before, names = dict(vars(numpy)), dict(vars(builtins))
 from d2ltvm.mxnet_today import mx
 import mxnet_of_mine as mine
@@ -201,11 +204,19 @@ for name, value in vars(numpy).items():
     if not isinstance(value, types.ModuleType):  # NumPy loads some late
         assert before[name] is value, name
 assert vars(builtins) == names and mx.ndarray.ndarray.np is not numpy
-import sys
 slow = {'sklearn', 'scipy.stats'}
 print(mine.numpy is numpy, mine.mxnet is mx, slow.isdisjoint(sys.modules),
-      mx.contrib.quantization.stats.entropy([.5, .5], [.5, .5]))''', tmp_path)
-    assert (status, text.split('\n')[-1]) == (0, 'True True True 0.0')
+      mx.contrib.quantization.stats.entropy([.5, .5], [.5, .5]))
+warnings.simplefilter('ignore')
+from d2ltvm import mxnet_today
+importlib.reload(mxnet_today)
+assert mxnet_today.prepare() and mxnet_today.mx is mx
+assert sum(hasattr(f, 'helps_mxnet') for f in sys.meta_path) == 1
+importlib.reload(mx.gluon.utils)
+print(hasattr(mx.gluon.utils.np, 'Inf'))''', tmp_path,
+        SETUPTOOLS_USE_DISTUTILS='stdlib', PYTHONWARNINGS='error:distutils')
+    assert (status, text.split('\n')[-2:]) == (
+        0, ['True True True 0.0', 'True'])
 
 
 # In which order
@@ -278,7 +289,7 @@ def test_it():
 # Which MXNet
 
 @pytest.mark.parametrize(('version', 'helped'), [
-    ('1.9.1', True), ('1.6.0', True), ('2.0.0', False),
+    ('1.9.1', True), later('1.6.0', True), later('2.0.0', False),
     ('2.0.0+cu13.bw.20260614', False), ('', False)])
 def test_other_versions_are_left_alone(tmp_path, version, helped):
     status, text = run('''
@@ -374,25 +385,9 @@ if __name__ == '__main__':
 def test_programs_that_cannot_be_edited(tmp_path):
     (tmp_path / 'sitecustomize.py').write_text(
         'from d2ltvm import mxnet_today\nmxnet_today.prepare()\n')
-    status, text = run('import mxnet; print(mxnet.__version__)', tmp_path)
-    assert (status, text.split('\n')[-1]) == (0, '1.9.1')
-
-
-def test_reload_and_no_distutils():
-    """Python 3.12 has none, and 3.11 says so with a warning."""
-    status, text = run('''
-import importlib, sys, warnings
-sys.modules['distutils'] = sys.modules['setuptools'] = None
-from d2ltvm.mxnet_today import mx
-warnings.simplefilter('ignore')
-from d2ltvm import mxnet_today
-importlib.reload(mxnet_today)
-assert mxnet_today.prepare() and mxnet_today.mx is mx
-assert sum(hasattr(f, 'helps_mxnet') for f in sys.meta_path) == 1
-importlib.reload(mx.gluon.utils)
-print(hasattr(mx.gluon.utils.np, 'Inf'))''',
-        SETUPTOOLS_USE_DISTUTILS='stdlib', PYTHONWARNINGS='error:distutils')
-    assert (status, text.split('\n')[-1]) == (0, 'True')
+    status, text = run('import mxnet; print(mxnet.name, mxnet.infinity)',
+                       package(tmp_path, text='infinity = np.Inf'))
+    assert (status, text) == (0, 'stand-in inf')
 
 
 # On a GPU
