@@ -11,7 +11,8 @@ self.fetch = async address => {
   const name = String(address.url ?? address).split("/").pop();
   const packed = (await files)[name];
   if (packed === undefined) throw new Error(`the book has no file ${name}`);
-  const bytes = Uint8Array.from(atob(packed), c => c.charCodeAt(0));
+  const text = atob(packed), bytes = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
   const type = name.endsWith(".wasm") ? "wasm" : "octet-stream";
   return new Response(
     new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip")),
