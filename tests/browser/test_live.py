@@ -47,14 +47,6 @@ def running():
                 raise
 
 
-@pytest.fixture(scope='module')
-def live(book):
-    """The address of the live book, with its token."""
-    with running() as (server, address):
-        yield address
-    assert server.returncode == 0
-
-
 def children(pid):
     """The processes that a process has started and that still run."""
     found = set()
@@ -66,21 +58,33 @@ def children(pid):
     return found
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_server_and_its_kernels(number):
-    with running() as (server, address):
-        parts = urlsplit(address)
-        ask = urllib.request.Request(
-            f'{parts.scheme}://{parts.netloc}/api/kernels', data=b'{}',
-            headers={'Authorization': parts.query.replace('=', ' ')})
-        with urllib.request.urlopen(ask) as answer:
-            assert answer.status == 201
-        kernels = children(server.pid)
-        assert kernels
-        server.send_signal(number)
-        assert server.wait(60) == 0
+def assert_it_ends(server, address, number):
+    """A signal ends the server and its kernels."""
+    parts = urlsplit(address)
+    ask = urllib.request.Request(
+        f'{parts.scheme}://{parts.netloc}/api/kernels', data=b'{}',
+        headers={'Authorization': parts.query.replace('=', ' ')})
+    with urllib.request.urlopen(ask) as answer:
+        assert answer.status == 201
+    kernels = children(server.pid)
+    assert kernels
+    server.send_signal(number)
+    assert server.wait(60) == 0
     for kernel in kernels:
         assert not kernel.exists()
+
+
+@pytest.fixture(scope='module')
+def live(book):
+    """The address of the live book, with its token; SIGTERM ends it."""
+    with running() as (server, address):
+        yield address
+        assert_it_ends(server, address, signal.SIGTERM)
+
+
+def test_a_signal_ends_the_server_and_its_kernels():
+    with running() as (server, address):
+        assert_it_ends(server, address, signal.SIGINT)
 
 
 def test_nobody_without_the_token_gets_in(live):
