@@ -74,7 +74,7 @@ def webgpu(chromium):
     browser.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def fox():
     """Firefox, where it is installed."""
     if firefox.path() is None:

@@ -1,5 +1,4 @@
 """The digit pad under mouse, finger and keys; its numbers against Python."""
-import json
 import os
 import re
 from itertools import product
@@ -378,28 +377,6 @@ def test_it_works_from_a_file(chromium, book):
         pad.locator('.reads', has_text='It reads 4').wait_for()
     assert {url.partition(':')[0] for url in asked} <= {'file', 'data'}
     context.close()
-
-
-def test_a_digit_is_drawn_and_read_in_firefox(fox, book, images, native):
-    fox.go((BOOK / CHAPTER).as_uri())
-    pad = 'document.querySelector("figure.digit-pad")'
-    fox.wait(f'{pad}.matches("[data-live]")')
-    for digit in 3, 4:  # one stroke, and two
-        fox.click(f'{pad}.querySelector(".clear")')
-        for stroke in DIGITS[digit]:
-            fox.drag(f'{pad}.querySelector(".pad")',
-                     np.array(stroke) / 280)
-        fox.wait(f'{pad}.querySelector(".reads").textContent.startsWith('
-                 f'"It reads {digit}")')
-    shares = json.loads(fox.evaluate(
-        f'JSON.stringify([...{pad}.querySelectorAll(".bars .share")].map('
-        'share => parseFloat(share.textContent)))'))
-    assert np.argmax(shares) == 4
-    assert sum(shares) == pytest.approx(100, abs=0.6)
-    logits = json.loads(fox.evaluate(
-        f'JSON.stringify(({LOGITS})({json.dumps(images[:20].tolist())}))'))
-    assert_allclose(logits, native[:20], atol=1e-5 * abs(native).max())
-    assert {url.partition(':')[0] for url in fox.asked} <= {'file', 'data'}
 
 
 def test_a_browser_without_it_gets_a_sentence(visit):

@@ -1,5 +1,4 @@
 """Cells that run in their page: loaded, changed, broken, stopped, reset."""
-import json
 import re
 from pathlib import Path
 
@@ -258,20 +257,3 @@ def test_a_flood_of_output_is_cut_and_python_survives_its_errors(visit):
         cell.write('6 * 7')
         cell.run()
         assert cell.out.inner_text().strip() == '42'
-
-
-def test_a_cell_runs_in_firefox(fox):
-    fox.go(f'{DISK}chapters/conventions.html')
-    index = number('conventions', 'check-layer-arrays')
-    fox.click('document.querySelector(".live-bar button")')
-    fox.wait('document.querySelector(".live-bar [role=status]").textContent'
-             '.startsWith("Python: ready")')
-    cell = f'document.querySelectorAll({json.dumps(LIVE)})[{index}]'
-    fox.click(f'{cell}.querySelector("pre.live-code")')
-    fox.press('Control+a', *'if 6:', '\ue007', *'print(6 * 7, "a/b")',
-              'Shift+\ue007')
-    fox.wait(f'!{cell}.querySelector({json.dumps(BUSY)})')
-    assert fox.evaluate(
-        f'{cell}.querySelector(".cell_output").innerText') == '42 a/b\n'
-    assert {address.split(':')[0] for address in fox.asked} <= {
-        'file', 'blob', 'data'}
