@@ -20,38 +20,40 @@ AXE = {'runOnly': ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa',
        'rules': {'target-size': {'enabled': True}},
        'preload': False, 'resultTypes': ['violations']}
 # Of what is alike, some are enough: a page has thousands of colored words, and
-# an index hundreds of entries. Alike are functions and words of one kind, and
-# paragraphs and entries that have the same kinds inside.
+# an index hundreds of entries. Alike are functions and words of one kind at
+# one place; a paragraph, an entry or a cell goes where enough others have each
+# of the kinds in it.
 PRUNE = '''() => {
-  const kind = e => [e.tagName, /\\S/.test(e.textContent), ...[...e.attributes]
-    .map(a => a.name === "class" ? a.value : a.name).sort()].join(" ");
   const kinds = new Map();
-  const find = e => {
-    const all = new Set([kind(e)]);
-    if (!e.matches("mjx-container, .highlight pre"))
-      for (const child of e.children) for (const k of find(child)) all.add(k);
-    kinds.set(e, [...all].sort().join());
-    return all;
+  const kind = e => {
+    if (!kinds.has(e)) kinds.set(e, [
+      e.tagName, /\\S/.test(e.textContent), ...[...e.attributes].map(
+        a => a.name === "class" ? a.value : a.name).sort()].join(" "));
+    return kinds.get(e);
   };
-  find(document.body);
-  const seen = new Map();
   for (const [names, most, where] of [
-      ["dl.py", 9, "own"], ["section > p", 3, "page"],
-      ["li, tr, dl, dd > p, [role=listitem]", 3, "place"],
-      [".highlight span, .sig *, code, em, strong, mjx-container", 1,
-       "own"]]) {
+      ["dl.py", 3, "own"],
+      [".highlight span, .sig *, code, em, strong, mjx-container, .term, " +
+       ".bibtex-citation", 1, "own"],
+      ["section > p", 2, "page"],
+      ["li, tr, dl, dd > p, [role=listitem]", 2, "place"],
+      [".cell:not(:has(figure, form, dialog, table, img))", 2, "page"]]) {
+    const seen = new Map();
     for (const e of document.body.querySelectorAll(names)) {
       if (!e.isConnected || e.closest("figure, form, dialog") ||
           where === "own" && e.closest("a, button, summary")) continue;
       const around = e.closest(
         ".cell_input, .cell_output, table, .admonition")?.className;
       const alike = where === "own"
-        ? [kind(e.parentElement), around, kind(e)].join() : kinds.get(e);
+        ? [[kind(e.parentElement.parentElement), kind(e.parentElement), around,
+            kind(e)].join()]
+        : [e, ...e.querySelectorAll(":not(mjx-container *)")].map(kind);
       const place = where === "place" ? e.parentElement : document;
       if (!seen.has(place)) seen.set(place, new Map());
-      const count = seen.get(place).get(alike) ?? 0;
-      if (count < most) seen.get(place).set(alike, count + 1);
-      else e.remove();
+      const count = seen.get(place);
+      if (alike.every(k => count.get(k) >= most)) e.remove();
+      else for (const k of new Set(alike))
+        count.set(k, (count.get(k) ?? 0) + 1);
     }
   }
 }'''
@@ -154,8 +156,8 @@ def test_page(visit, page):
     assert_nothing_is_cut_on_paper(tab)
     tab.evaluate(DARK.replace('dark', forms[1][0]))
     look(tab, *forms[1])
-    tab.evaluate(PRUNE)
     tab.wait_for_function(SETTLED)
+    tab.evaluate(PRUNE)
     assert_axe_clean(tab)
 
 
