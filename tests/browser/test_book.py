@@ -329,7 +329,7 @@ def test_first_page_is_light(visit, page):
     What must be there before anything is shown, styles and the scripts of
     the head, is the smaller part.
     """
-    tab = visit(page)
+    tab = visit(page, before='// a window of its own, which has read nothing')
     tab.wait_for_load_state('networkidle')
     loaded = tab.evaluate("""performance.getEntriesByType("resource").map(
       e => [e.name, e.renderBlockingStatus])""")
