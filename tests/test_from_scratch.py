@@ -365,8 +365,8 @@ def test_accuracy_counts():
 
 def test_training_learns_and_repeats(capsys):
     digits = digits_28()
-    digits = Digits(digits.train_images[:320], digits.train_labels[:320],
-                    digits.test_images[:100], digits.test_labels[:100], 'part')
+    digits = Digits(digits.train_images[:640], digits.train_labels[:640],
+                    digits.test_images, digits.test_labels, 'part')
     histories = []
     for epochs in (2, 1):
         moving = fs.MovingStatistics()
@@ -374,7 +374,7 @@ def test_training_learns_and_repeats(capsys):
                                   *fs.training_and_testing(moving),
                                   epochs=epochs))
     assert histories[0][:1] == histories[1]
-    assert min(histories[0][-1][1:]) > 0.7
+    assert histories[0][-1][2] > 0.8
     lines = [line for line in capsys.readouterr().out.splitlines()
              if 'accuracy' in line]
     assert len(lines) == 3
