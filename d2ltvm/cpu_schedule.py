@@ -382,7 +382,7 @@ def inference_schedule(shape: tuple[int, ...], lanes: int,
 
 
 # chapters/cpu_schedule.ipynb, cell fn-stream
-STREAM_FROM = 12 * 2 ** 20  # elements; less than that, caches help
+STREAM_FROM = 6 * 2 ** 20  # elements; less than that, caches help
 
 
 # chapters/cpu_schedule.ipynb, cell fn-stream

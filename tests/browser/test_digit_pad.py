@@ -39,10 +39,9 @@ def pad_of(tab):
 
 @pytest.fixture(scope='module')
 def images():
-    """Some digits, as the network gets them."""
+    """200 digits, as the network gets them."""
     data = load_mnist() if os.environ.get('D2LTVM_DATA') else digits_28()
-    count = 200 if SOAK else 40
-    return data.test_images[:count].reshape(count, 784) / np.float32(255)
+    return data.test_images[:200].reshape(200, 784) / np.float32(255)
 
 
 @pytest.fixture(scope='module')
