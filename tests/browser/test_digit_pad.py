@@ -36,10 +36,13 @@ SEPARATE = '''([images, statistics]) => {
 }'''
 
 
+def packed(images):
+    """The bytes of images, as a text that a page unpacks."""
+    return base64.b64encode(images.astype('<f4').tobytes()).decode()
+
+
 def logits_of(tab, images):
-    """By the network of the page; images go there as their bytes."""
-    packed = base64.b64encode(images.astype('<f4').tobytes()).decode()
-    return tab.evaluate(LOGITS, packed)
+    return tab.evaluate(LOGITS, packed(images))
 
 
 def pad_of(tab):

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import test_pyodide
 from numpy.testing import assert_allclose
-from test_digit_pad import BOOK, CHAPTER, DIGITS, LOGITS, images, native
+from test_digit_pad import (
+    BOOK, CHAPTER, DIGITS, LOGITS, images, native, packed)
 from test_pyodide import BUSY, DISK, LIVE, number
 
 __all__ = ['images', 'native']
@@ -29,7 +30,7 @@ def test_a_digit_is_drawn_and_read(fox, book, images, native):
     assert np.argmax(shares) == 4
     assert sum(shares) == pytest.approx(100, abs=0.6)
     logits = json.loads(fox.evaluate(
-        f'JSON.stringify(({LOGITS})({json.dumps(images[:20].tolist())}))'))
+        f'JSON.stringify(({LOGITS})({json.dumps(packed(images[:20]))}))'))
     assert_allclose(logits, native[:20], atol=1e-5 * abs(native).max())
     assert {url.partition(':')[0] for url in fox.asked} <= {'file', 'data'}
 
