@@ -7,7 +7,13 @@ from pathlib import Path
 
 
 def verified(path, sha256):
-    """The content of a file; `sha256` has the digest of each name.
+    """The content of a file.
+
+    Parameters
+    ----------
+    path : Path
+    sha256 : dict
+        The digest of each name.
 
     Raises
     ------
@@ -16,7 +22,7 @@ def verified(path, sha256):
     ValueError
         If it is another file than the one that its name promises.
     """
-    content = Path(path).read_bytes()
+    content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != sha256[path.name]:
         raise ValueError(f'{path} is damaged or of another version: its '
                          'SHA-256 is not the expected one')
