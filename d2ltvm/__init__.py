@@ -7,6 +7,7 @@ import. Each holds what one notebook saves:
 
     checks             Checks: what a function refuses
     command_line       The command line: fold, params, convert, gpu
+    conv_schedule      A schedule for a convolution
     conventions        Convert running statistics between libraries
     cpu_schedule       A schedule for the CPU
     deployment         Deployment: the network without Python
@@ -45,11 +46,11 @@ import contextlib
 import importlib
 from collections.abc import Iterator
 
-_MODULES = ['checks', 'command_line', 'conventions', 'cpu_schedule',
-            'deployment', 'distributed', 'exercises', 'fast_operations',
-            'fold_onnx', 'folding', 'from_scratch', 'gluon_module',
-            'gpu_schedule', 'gpu_server', 'gpu_training', 'interactive',
-            'launcher', 'leave_mxnet', 'library_file', 'mnist',
+_MODULES = ['checks', 'command_line', 'conv_schedule', 'conventions',
+            'cpu_schedule', 'deployment', 'distributed', 'exercises',
+            'fast_operations', 'fold_onnx', 'folding', 'from_scratch',
+            'gluon_module', 'gpu_schedule', 'gpu_server', 'gpu_training',
+            'interactive', 'launcher', 'leave_mxnet', 'library_file', 'mnist',
             'moving_statistics', 'mxnet_today', 'network_schedule',
             'own_gradient', 'practice', 'quantization', 'reader_gpu', 'theory',
             'training_in_page', 'training_operator', 'tvm_inference',

@@ -5,164 +5,28 @@
 import math
 import threading
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, SupportsInt
+from typing import NamedTuple
 
 import numpy as np
 
 from d2ltvm import needed_for
 from d2ltvm.checks import check_array, check_count, check_layers
+from d2ltvm.conv_schedule import (_divisor, conv_relu_pool, schedule_conv,
+                                  schedule_winograd, tile_channels,
+                                  vector_registers, winograd_relu_pool,
+                                  winograd_vectors, winograd_weights)
 from d2ltvm.cpu_schedule import aligned_empty, calm_threads, cpu_target, \
     relu, vector_lanes
 
 with needed_for('d2ltvm.network_schedule'):
     import tvm
     from tvm import relax, s_tir, te
-    from tvm.ir import Expr
     from tvm.s_tir.schedule import LoopRV, SBlockRV
-    from tvm.target import Target, codegen
+    from tvm.target import Target
 
-__all__ = ['Cut', 'SIDE', 'TIMES', 'compile_network', 'conv_relu_pool',
-           'network_cut', 'network_module', 'network_program',
-           'packed_weights', 'plan', 'schedule_conv', 'schedule_dense',
-           'schedule_network', 'tile_channels', 'vector_registers']
-
-
-# chapters/network_schedule.ipynb, cell fn-conv-relu-pool
-def conv_relu_pool(image: Callable[..., Expr | te.TensorSlice],
-                   W: te.Tensor, b: te.Tensor, batch: int, side: int,
-                   name: str) -> te.Tensor:
-    """Convolution, rectifier and average pooling, lanes over pixels.
-
-    Parameters
-    ----------
-    image : callable
-        ``image(i, c, y, x)``, the value of a pixel of the input.
-    W : te.Tensor, shape (tiles, k, k, C, held), float32
-        Weights of tiles * held output channels; k is odd.
-    b : te.Tensor, shape (tiles * held,), float32
-    batch, side : int
-        Images; height and width of the output, after pooling.
-    name : str
-        Of the output; the stages before it are `{name}_copies` and
-        `{name}_conv`.
-
-    Returns
-    -------
-    te.Tensor, shape (batch, tiles * held, side * side), float32
-        Equation (eq-phases), then the mean of the four phases.
-    """
-    tiles, k, _, channels, held = map(int, W.shape)
-    copies = te.compute(
-        (batch, 2, 2, k // 2 + 1, channels, (side + k // 2) * side),
-        lambda i, r, s, t, c, q: image(
-            i, c, 2 * (q // side) + r, 2 * (q % side + t) + s),
-        name=f'{name}_copies')
-    c, v, u = (te.reduce_axis((0, length), axis) for length, axis in (
-        (channels, 'c'), (k, 'v'), (k, 'u')))
-    conv = te.compute(
-        (batch, tiles * held, 2, 2, side * side),
-        lambda i, o, y, x, p: te.sum(
-            copies[i, (y + v) % 2, (x + u) % 2, (x + u) // 2, c,
-                   (y + v) // 2 * side + p]
-            * W[o // held, v, u, c, o % held],
-            axis=[v, u, c]), name=f'{name}_conv')
-    return te.compute(
-        (batch, tiles * held, side * side), lambda i, o, p: sum(
-            relu(conv[i, o, y, x, p] + b[o]) for y in (0, 1) for x in (0, 1)
-        ) * te.const(0.25, 'float32'), name=name)
-
-
-# chapters/network_schedule.ipynb, cell fn-schedule-conv
-def schedule_conv(sch: s_tir.Schedule, name: str, lanes: int,
-                  held: int) -> tuple[SBlockRV, LoopRV]:
-    """Hold a tile of a convolution in registers, pool it there.
-
-    Parameters
-    ----------
-    sch : tvm.s_tir.Schedule
-        Changed in place. The last three loops of the block `name` are
-        still those of `conv_relu_pool`.
-    name : str
-        As given to `conv_relu_pool`.
-    lanes, held : int
-        Numbers in a vector register; channels of a tile, as in the
-        weights.
-
-    Returns
-    -------
-    (SBlockRV, LoopRV)
-        For `sch.decompose_reduction`, after all loops have been made
-        parallel.
-    """
-    pool, conv = (sch.get_sblock(name + end) for end in ('', '_conv'))
-    *_, o, p = sch.get_loops(pool)
-    o, ou = sch.split(o, [None, held])
-    p, pv = sch.split(p, [None, math.gcd(lanes, int(sch.get(p).extent))])
-    sch.reorder(o, p, ou, pv)
-    sch.compute_at(conv, p, preserve_unit_loops=True)
-    o, y, x, p, v, u, c = sch.get_loops(conv)[-7:]
-    sch.reorder(v, u, c, y, x, o, p)
-    for loop in (ou, y, x, o):
-        sch.unroll(loop)
-    for loop in (pv, p):
-        sch.vectorize(loop)
-    return conv, v
-
-
-# chapters/network_schedule.ipynb, cell fn-target
-def vector_registers(target: Target) -> int:
-    """How many vector registers a tile can use.
-
-    Parameters
-    ----------
-    target : tvm.target.Target
-        Of kind llvm.
-
-    Returns
-    -------
-    int
-        32 with AVX-512 and on 64-bit Arm, else 16; 15 without fused
-        multiply-adds, since one must then hold the product.
-    """
-    triple = target.attrs.get('mtriple') or codegen.llvm_get_system_triple()
-    arm = triple.startswith(('aarch64', 'arm64'))
-    if arm or vector_lanes(target) == 16:
-        return 32
-    return 16 if 'fma' in codegen.llvm_get_cpu_features(target) else 15
-
-
-# chapters/network_schedule.ipynb, cell fn-target
-def tile_channels(channels: int, registers: int) -> int:
-    """How many channels of a convolution a tile should hold.
-
-    Parameters
-    ----------
-    channels, registers : int
-        Outputs of the convolution; vector registers.
-
-    Returns
-    -------
-    int
-        h with 5 h + 1 <= registers, for which the fewest instructions
-        are needed: 5 h + 4 a step and tile, and as many tiles as cover
-        the channels.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument is no integer, or too small.
-    """
-    check_count('channels', channels)
-    check_count('registers', registers, 6)
-    return min(range(1, (registers - 1) // 5 + 1),
-               key=lambda h: math.ceil(channels / h) * (5 * h + 4))
-
-
-# chapters/network_schedule.ipynb, cell fn-schedule-dense
-def _divisor(length: SupportsInt, limit: int) -> int:
-    """The largest divisor of a length that is not above a limit."""
-    return max(d for d in range(1, max(1, limit) + 1)
-               if int(length) % d == 0)
+__all__ = ['Cut', 'SIDE', 'TIMES', 'compile_network', 'network_cut',
+           'network_module', 'network_program', 'packed_weights', 'plan',
+           'schedule_dense', 'schedule_network']
 
 
 # chapters/network_schedule.ipynb, cell fn-schedule-dense
@@ -199,7 +63,7 @@ def schedule_dense(sch: s_tir.Schedule, name: str, rows: int, lanes: int,
 
 
 # chapters/network_schedule.ipynb, cell fn-plan
-TIMES = 2.8, 28.4, 3.8  # microseconds, on an AMD EPYC (Zen 4)
+TIMES = 2.8, 12.9, 3.8  # microseconds, on an AMD EPYC (Zen 4)
 
 
 # chapters/network_schedule.ipynb, cell fn-plan
@@ -260,12 +124,16 @@ class Cut(NamedTuple):
     second: int  # and of the second one
     rows: int  # images in a task
     each: int  # channels of the second convolution in a task
+    winograd: bool = True  # whether the second one is winograd_relu_pool
 
 
 # chapters/network_schedule.ipynb, cell fn-packed-weights
 def network_cut(layers: _Layers, batch: int, target: Target,
                 threads: int) -> Cut:
     """Cut a network for a processor, by `tile_channels` and `plan`.
+
+    The second convolution takes fewer multiplications if its kernel has
+    three or five rows; a larger one would lose digits.
 
     Parameters
     ----------
@@ -274,9 +142,14 @@ def network_cut(layers: _Layers, batch: int, target: Target,
     """
     lanes, registers = vector_lanes(target), vector_registers(target)
     inputs, channels = (len(b) for _, b in layers[:2])
-    held = tile_channels(channels, registers)
+    winograd = layers[1][0].shape[2] in (3, 5)
+    vectors = winograd_vectors(_sides(layers)[1] ** 2, lanes) if winograd \
+        else 4
+    # Threads without an image of their own share the channels of one
+    held = tile_channels(math.ceil(channels / max(1, threads // batch)),
+                         registers, vectors)
     return Cut(lanes, _divisor(inputs, (registers - 1) // 5), held,
-               *plan(batch, threads, channels, held))
+               *plan(batch, threads, channels, held), winograd)
 
 
 # chapters/network_schedule.ipynb, cell fn-packed-weights
@@ -302,11 +175,14 @@ def packed_weights(layers: _Layers, cut: Cut) -> list[np.ndarray]:
     -------
     list of ndarray, float32
         W of shape (tiles, k, k, in, channels of a tile) or (in, out), and
-        b, of each layer.
+        b, of each layer. Winograd's weights have k + 1 in place of k.
     """
     packed, filled = [], 0
+    (W, b), *others = layers[1:]
+    second = winograd_weights(W) if cut.winograd else W, b
     for (W, b), multiple, held in zip(
-            layers, (cut.first, cut.each, cut.lanes, cut.lanes),
+            (layers[0], second, *others),
+            (cut.first, cut.each, cut.lanes, cut.lanes),
             (cut.first, cut.second, 0, 0), strict=True):
         more = -len(b) % multiple
         W = np.pad(W, [(0, more), (0, filled), *((0, 0),) * (W.ndim - 2)])
@@ -354,8 +230,9 @@ def network_program(layers: _Layers, batch: int,
     X = te.placeholder((batch, 1, SIDE, SIDE), name='X')
     side1, side2 = _sides(layers)
     P1 = conv_relu_pool(lambda *at: X[at], W1, b1, batch, side1, 'conv1')
-    P2 = conv_relu_pool(lambda i, c, y, x: P1[i, c, y * side1 + x], W2, b2,
-                        batch, side2, 'conv2')
+    second = winograd_relu_pool if cut.winograd else conv_relu_pool
+    P2 = second(lambda i, c, y, x: P1[i, c, y * side1 + x], W2, b2, batch,
+                side2, 'conv2')
     pixels, parts = side2 ** 2, int(b2.shape[0]) // cut.each
     part = cut.each * pixels
     k = te.reduce_axis((0, part), 'k')
@@ -414,12 +291,15 @@ def schedule_network(layers: _Layers, batch: int, target: Target | dict | str,
     if threads > 1 and sch.get(task).extent > 1:
         sch.parallel(task)
     place, reductions = task, []
-    for name, held in (('conv2', cut.second), ('conv1', cut.first)):
+    for name, held, winograd in (('conv2', cut.second, cut.winograd),
+                                 ('conv1', cut.first, False)):
         sch.compute_at(sch.get_sblock(name), place, preserve_unit_loops=True)
         place = sch.get_loops(sch.get_sblock(name))[-3]  # over images
-        reductions.append(schedule_conv(sch, name, cut.lanes, held))
-        sch.compute_at(sch.get_sblock(f'{name}_copies'), place,
-                       preserve_unit_loops=True)
+        schedule = schedule_winograd if winograd else schedule_conv
+        reductions.append(schedule(sch, name, cut.lanes, held))
+        if not winograd:
+            sch.compute_at(sch.get_sblock(f'{name}_copies'), place,
+                           preserve_unit_loops=True)
     reductions.append(
         schedule_dense(sch, 'sums', cut.rows, cut.lanes, registers))
     *_, hidden = sch.get_loops(sch.get_sblock('hidden'))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tvm import relax, s_tir, te
 
 from d2ltvm import network_schedule as module
-from d2ltvm.folding import conv_float64, network_float64
+from d2ltvm.folding import network_float64
 from soak import examples, later
 
 SHAPES = (20, 1, 3, 3), (50, 20, 5, 5), (128, 800), (10, 128)
@@ -58,48 +58,6 @@ def check(got, layers, images):
 
 
 # Pieces
-
-def run_conv(X, W, b, side, lanes, held):
-    """conv_relu_pool with its schedule, on the plain target."""
-    tiles, more = -(-len(W) // held), -len(W) % held
-    W, b = (np.pad(a, [(0, more), *((0, 0),) * (a.ndim - 1)]) for a in (W, b))
-    W = W.reshape(tiles, held, *W.shape[1:]).transpose(0, 3, 4, 2, 1)
-    x, w, c = (te.placeholder(a.shape, name=name) for a, name in (
-        (X, 'X'), (W, 'W'), (b, 'b')))
-    P = module.conv_relu_pool(lambda *at: x[at], w, c, len(X), side, 'P')
-    sch = s_tir.Schedule(te.create_prim_func([x, w, c, P]))
-    reduction = module.schedule_conv(sch, 'P', lanes, held)
-    sch.decompose_reduction(*reduction)
-    out = np.full([int(n) for n in P.shape], np.nan, 'float32')
-    arrays = (np.ascontiguousarray(a) for a in (X, W, b))
-    tensors = [*map(tvm.runtime.tensor, arrays), tvm.runtime.tensor(out)]
-    tvm.compile(sch.mod, target='llvm')['main'](*tensors)
-    return tensors[-1].numpy()
-
-
-@settings(max_examples=examples(25))
-@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 11),
-       st.sampled_from([1, 3, 5]), st.integers(1, 5),
-       st.sampled_from([4, 8, 16]), st.integers(1, 6),
-       st.sampled_from([1e-4, 1, 1e4]), st.sampled_from([0, 1000]))
-def test_convolution(batch, channels, outputs, kernel, side, lanes,
-                     held, scale, offset):
-    """Also one channel, sides that no vector divides, offset 1000."""
-    rng = np.random.default_rng(batch + 10 * outputs)
-    n = 2 * side + kernel - 1
-    X = scale * (offset + rng.normal(size=(batch, channels, n, n)))
-    W = rng.normal(size=(outputs, channels, kernel, kernel))
-    X, W, b = (a.astype('float32') for a in (X, W, rng.normal(size=outputs)))
-    got = run_conv(X, W, b, side, lanes, held)
-    exact = conv_float64(X, W, b).reshape(batch, outputs, -1)
-    assert not got[:, outputs:].any()  # what fills up the last tile
-    got = got[:, :outputs]
-    # n products and n additions, each rounded by 2**-24 of what it handles
-    terms = W[0].size + 6
-    size = conv_float64(abs(X), abs(W), abs(b)).max()
-    np.testing.assert_allclose(got, exact, rtol=0,
-                               atol=terms * 2 ** -24 * size)
-
 
 @settings(max_examples=examples(25))
 @given(st.integers(1, 8), st.integers(1, 3), st.integers(1, 3),
@@ -160,27 +118,21 @@ def test_only_the_ratios_of_the_times_matter(batch, cores):
                        ) == module.plan(batch, cores)
 
 
-@given(st.integers(1, 200), st.sampled_from([15, 16, 32]))
-def test_a_tile_fits_and_needs_fewest_instructions(channels, registers):
-    h = module.tile_channels(channels, registers)
-    assert 5 * h + 1 <= registers
-
-    def instructions(h):
-        return -(-channels // h) * (4 * h + h + 4)
-
-    assert all(instructions(h) <= instructions(other)
-               for other in range(1, (registers - 1) // 5 + 1))
-
-
-def test_packed_weights():
+@pytest.mark.parametrize('winograd', [True, False])
+def test_packed_weights(winograd):
     layers = draw_layers(((3, 1, 3, 3), (4, 3, 5, 5), (5, 64), (2, 5)))
-    cut = module.Cut(lanes=8, first=1, second=2, rows=1, each=6)
+    cut = module.Cut(lanes=8, first=1, second=2, rows=1, each=6,
+                     winograd=winograd)
     packed = module.packed_weights(layers, cut)
+    k = 6 if winograd else 5
     assert [a.shape for a in packed] == [
-        (3, 3, 3, 1, 1), (3,), (3, 5, 5, 3, 2), (6,), (96, 8), (8,),
+        (3, 3, 3, 1, 1), (3,), (3, k, k, 3, 2), (6,), (96, 8), (8,),
         (8, 8), (8,)]
+    second = layers[1][0]
+    if winograd:
+        second = module.winograd_weights(second)
     np.testing.assert_array_equal(packed[2][1, 4, 1, 2, 1],
-                                  layers[1][0][3, 2, 4, 1])
+                                  second[3, 2, 4, 1])
     np.testing.assert_array_equal(packed[4][:64, :5], layers[2][0].T)
     np.testing.assert_array_equal(packed[6][:5, :2], layers[3][0].T)
     assert not packed[2][2].any() and not packed[3][4:].any()
@@ -196,7 +148,7 @@ def test_packed_weights():
 @settings(max_examples=examples(12))
 @given(st.integers(1, 9), st.integers(1, 3), st.integers(1, 12),
        st.integers(1, 12), st.sampled_from([1, 3, 5]),
-       st.sampled_from([1, 3, 5]), st.integers(1, 40), st.integers(1, 17),
+       st.sampled_from([1, 3, 5, 7]), st.integers(1, 40), st.integers(1, 17),
        st.sampled_from([1e-5, 1, 1e5]))
 def test_networks_of_other_sizes(batch, threads, c1, c2, k1, k2, hidden,
                                  classes, scale):
@@ -233,16 +185,17 @@ def test_targets_that_this_machine_can_run(cpu):
     check(module.compile_network(layers, 8, target)(images), layers, images)
 
 
-@pytest.mark.parametrize('cpu, triple, lanes, held', [
-    ('x86-64', LINUX, 4, 2), ('x86-64-v3', LINUX, 8, 3),
-    ('x86-64-v4', LINUX, 16, 5), ('', 'aarch64-linux-gnu', 4, 5)])
-def test_the_tile_follows_the_target(cpu, triple, lanes, held):
+@pytest.mark.parametrize('cpu, triple, lanes, vectors, held', [
+    ('x86-64', LINUX, 4, 4, 2), ('x86-64-v3', LINUX, 8, 2, 5),
+    ('x86-64-v4', LINUX, 16, 1, 10), ('', 'aarch64-linux-gnu', 4, 4, 5)])
+def test_the_tile_follows_the_target(cpu, triple, lanes, vectors, held):
     options = {'mcpu': cpu} if cpu else {}
     target = module.cpu_target({'kind': 'llvm', 'mtriple': triple, **options})
     layers = draw_layers()
     sch = module.schedule_network(layers, 4, target, 2)
     loops = sch.get_loops(sch.get_sblock('conv2'))
-    assert [int(sch.get(loop).extent) for loop in loops[-2:]] == [held, lanes]
+    assert [int(sch.get(loop).extent) for loop in loops[-3:]] == [
+        held, vectors, lanes]
     text = sch.mod.script()
     assert text.count('T.parallel(') == 1
     assert f'T.vectorized({2 * lanes})' not in text
