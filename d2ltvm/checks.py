@@ -3,7 +3,8 @@
 """Checks: what a function refuses"""
 
 import numbers
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,36 @@ import numpy as np
 
 __all__ = ['check_array', 'check_batch', 'check_choice', 'check_count',
            'check_fit', 'check_flag', 'check_fold', 'check_layers',
-           'check_number', 'check_output', 'check_pairs', 'check_variance']
+           'check_number', 'check_output', 'check_pairs', 'check_variance',
+           'refused']
+
+
+# chapters/checks.ipynb, cell fn-refused
+def refused(function: Callable[..., Any], /, *args: Any,
+            **options: Any) -> None:
+    """Print the error of a call that must fail.
+
+    Parameters
+    ----------
+    function : callable
+        What is called.
+    *args, **options
+        Its arguments.
+
+    Raises
+    ------
+    AssertionError
+        If the call is accepted. An error that is no OSError, RuntimeError,
+        TypeError or ValueError passes, too.
+    """
+    try:
+        function(*args, **options)
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        # TVM quotes the signature of its function in a line of its own
+        text = re.sub('\n *`.*`,\n *', ' ', str(error))
+        print(f'{type(error).__name__}: {text}')
+    else:
+        raise AssertionError('the call was accepted')
 
 
 # chapters/checks.ipynb, cell fn-numbers

@@ -204,6 +204,36 @@ def test_check_variance_of_finite_numbers(wrong):
         checks.check_variance('v', wrong, finite=True)
 
 
+# --- refusals that are shown -------------------------------------------------
+
+
+@pytest.mark.parametrize('kind', [ValueError, TypeError, RuntimeError,
+                                  FileExistsError, NotImplementedError])
+def test_refused_prints_the_error(kind, capsys):
+    def function(*args, **options):
+        raise kind(f'{args} {options}')
+    checks.refused(function, 1, function=2)
+    assert capsys.readouterr().out == (
+        f"{kind.__name__}: (1,) {{'function': 2}}\n")
+
+
+def test_refused_leaves_out_the_signature_of_tvm(capsys):
+    def function():
+        raise ValueError('Wrong X when calling:\n  `f(X: Tensor)`,\n  expected'
+                         ' one of\n  `int`')
+    checks.refused(function)
+    assert capsys.readouterr().out == (
+        'ValueError: Wrong X when calling: expected one of\n  `int`\n')
+
+
+def test_refused_refuses_what_is_accepted(capsys):
+    with pytest.raises(AssertionError, match=r'^the call was accepted$'):
+        checks.refused(len, [])
+    with pytest.raises(KeyError):
+        checks.refused({}.pop, 'x')
+    assert not capsys.readouterr().out
+
+
 # --- where they are found ----------------------------------------------------
 
 
