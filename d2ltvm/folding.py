@@ -353,7 +353,8 @@ def relax_network(network: dict[str, np.ndarray]
     tvm.IRModule
         Function ``main(x)``: x (batch, 1, 28, 28), result (batch, 10), the
         logits, both float32. NaN is passed on, where pooling drops
-        nothing.
+        nothing, if the target is a processor; CUDA needs
+        `deployment.select_relu` for it.
 
     Raises
     ------

@@ -883,8 +883,9 @@ def cuda_kernel(shape: tuple[int, ...], target: Target | None = None,
                 dtype: str = 'float32', eps: float = 1e-5) -> Callable:
     """Compile batch norm with given statistics for a GPU.
 
-    Where TVM finds the CUDA driver, the source is compiled at once, by
-    NVRTC (package cuda-bindings), or by nvcc if the environment variable
+    Where TVM finds the CUDA driver, the source is compiled at once: by
+    NVRTC, NVIDIA's compiler as a library (package cuda-bindings), or by
+    nvcc, the same as a program, if the environment variable
     TVM_CUDA_COMPILE_MODE is 'nvcc'. Elsewhere the function holds source.
 
     Parameters
