@@ -65,8 +65,24 @@
     return {scale, shift: beta.map((b, c) => b - mean[c] * scale[c])};
   };
 
+  // G of Winograd's convolution, a row for each of its k + 1 points, as
+  // winograd_matrices of d2ltvm.conv_schedule has it
+  const winogradRows = k => {
+    const pairs = Array.from({length: (k - 1) / 2},
+                             (_, i) => 1.5 ** (2 * i - (k - 3) / 2));
+    const points = [0, ...pairs, ...pairs.map(a => -a)];
+    const powers = (a, below) =>
+      Array.from({length: k}, (_, v) => a ** v / below);
+    const rows = points.map(a => powers(
+      a, product(points.filter(b => b !== a).map(b => a - b))));
+    return [...rows, powers(0, 1).reverse()];  // the last is at infinity
+  };
+  const unitRows = k => Array.from({length: k}, (_, row) =>
+    Array.from({length: k}, (_, v) => Number(v === row)));
+
   // Fold the normalizations into the weights, and lay these as the module
-  // reads them: (tiles, k, k, in, held) or (in, out), filled up with zeros
+  // reads them: (tiles, k, k, in, held) or (in, out), filled up with zeros.
+  // Where it has k + 1 rows and columns, it takes G g G^T of k x k taps g
   const foldInto = (arrays, shapes, network, statistics) => {
     for (let i = 1; i < 5; ++i) {
       const W = network[`W${i}`], b = network[`b${i}`], outputs = b.length;
@@ -86,13 +102,23 @@
         });
         continue;
       }
-      const [, k, , inputs, held] = shape, own = W.length / outputs / k / k;
-      W.forEach((value, at) => {
-        const tap = at % (k * k), input = Math.floor(at / k / k) % own;
-        const o = Math.floor(at / k / k / own), tile = Math.floor(o / held);
-        inArray[((tile * k * k + tap) * inputs + input) * held + o % held] =
-          value * scale[o];
-      });
+      const [, points, , inputs, held] = shape;
+      const [, own, , k] = digitNetwork[`W${i}`][0], taps = k * k;
+      const rows = points === k ? unitRows(k) : winogradRows(k);
+      for (let map = 0; map < outputs * own; ++map) {
+        const o = Math.floor(map / own), tile = Math.floor(o / held);
+        // Rounded to float32 before, as Python does
+        const g = Float32Array.from(
+          W.subarray(taps * map, taps * (map + 1)), w => w * scale[o]);
+        const at = tile * points * points * inputs + map % own;
+        rows.forEach((left, a) => rows.forEach((right, e) => {
+          let sum = 0;
+          for (let v = 0; v < k; ++v)
+            for (let u = 0; u < k; ++u)
+              sum += left[v] * g[v * k + u] * right[u];
+          inArray[(at + (a * points + e) * inputs) * held + o % held] = sum;
+        }));
+      }
     }
   };
 
@@ -520,6 +546,7 @@
     for (const part of figure.querySelectorAll("[hidden]"))
       part.hidden = false;
     Object.assign(figure, {classify, raster, build: builds[0],
+      arrays: module.arrays,
       separate: (...given) => separate(network, ...given)});
     figure.dataset.live = "";
   };

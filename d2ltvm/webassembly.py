@@ -506,7 +506,7 @@ def pad_module(build: str) -> bytes:
         (`inference_schedule`).
     """
     target = wasm_target(build)
-    shapes = [(np.empty(shape, 'float32'), np.empty(shape[0], 'float32'))
+    shapes = [(np.zeros(shape, 'float32'), np.zeros(shape[0], 'float32'))
               for shape in SHAPES]
     return wasm_module({
         'network': schedule_network(shapes, 1, target, 1).mod['main'],

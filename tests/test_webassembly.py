@@ -14,12 +14,13 @@ from tvm.script import tirx as T
 import digit_weights
 from d2ltvm import from_scratch as fs
 from d2ltvm import webassembly as wa
+from d2ltvm.conv_schedule import vector_registers
 from d2ltvm.cpu_schedule import host_target, inference_schedule
 from d2ltvm.folding import SHAPES, network_float64
 from d2ltvm.mnist import digits_28, load_mnist
 from d2ltvm.mxnet_today import nd
 from d2ltvm.network_schedule import compile_network, network_cut, \
-    packed_weights, schedule_network, vector_registers
+    packed_weights, schedule_network
 from d2ltvm.tvm_inference import batch_norm, bn_error, get_bn_data
 from soak import SOAK
 
@@ -117,6 +118,7 @@ def test_the_scheduled_operator(build, shape):
 @pytest.mark.parametrize(('shapes', 'batch'), [
     (SHAPES, 1), (SHAPES, 3),
     (((3, 1, 5, 5), (7, 3, 3, 3), (20, 175), (4, 20)), 2),
+    (((4, 1, 3, 3), (6, 4, 7, 7), (12, 54), (3, 12)), 1),
     (((8, 1, 3, 3), (16, 8, 5, 5), (64, 256), (10, 64)), 4)])
 def test_networks_of_other_layers_and_batches(build, shapes, batch):
     layers, target = random_layers(shapes), wa.wasm_target(build)
@@ -130,6 +132,20 @@ def test_networks_of_other_layers_and_batches(build, shapes, batch):
     X[-1, 0, 14, 14] = np.nan
     Y = run('network', X, *weights)
     assert np.isnan(Y[-1]).all() and not np.isnan(Y[:-1]).any()
+
+
+@builds
+def test_the_module_of_the_pad_is_made_for_any_weights(build):
+    layers, target = random_layers(SHAPES), wa.wasm_target(build)
+    code = wa.pad_module(build)
+    assert code == wa.wasm_module({
+        'network': schedule_network(layers, 1, target, 1).mod['main'],
+        'written': te.create_prim_func([*batch_norm(32, 28)]),
+        'scheduled': inference_schedule((1, 32, 28, 28), 4).mod['main'],
+    }, build)
+    weights = packed_weights(layers, network_cut(layers, 1, target, 1))
+    assert wa.module_shapes(code)['network'][1:-1] == [
+        list(array.shape) for array in weights]
 
 
 @builds
