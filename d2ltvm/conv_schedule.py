@@ -217,8 +217,8 @@ def winograd_matrices(k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     others = [points[points != a] for a in points]
     A, G = np.zeros((k + 1, 2)), np.zeros((k + 1, k))
     B = np.zeros((k + 1, k + 1))
-    A[:k], A[k, 1], G[k, -1] = points[:, None] ** [0, 1], 1, 1
-    G[:k] = points[:, None] ** np.arange(k) / [
+    A[:k], A[k, 1], G[k, -1] = np.vander(points, 2, increasing=True), 1, 1
+    G[:k] = np.vander(points, k, increasing=True) / [
         [np.prod(a - b)] for a, b in zip(points, others, strict=True)]
     for i, b in enumerate([*others, points]):
         roots = polynomial.polyfromroots(b)
@@ -377,7 +377,7 @@ def schedule_winograd(sch: s_tir.Schedule, name: str, lanes: int, held: int
     sch.reorder(c, p, a, e, pv)
     sch.compute_at(rows, p, preserve_unit_loops=True)
     sch.compute_at(copies, c, preserve_unit_loops=True)
-    for loop in (a, e, *sch.get_loops(rows)[-3:-1]):
+    for loop in (e, sch.get_loops(rows)[-2]):
         sch.unroll(loop)
     for loop in (pv, sch.get_loops(rows)[-1]):
         sch.vectorize(loop)
