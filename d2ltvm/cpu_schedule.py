@@ -4,15 +4,14 @@
 
 import math
 import numbers
-import os
 import timeit
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from d2ltvm import deployment
 from d2ltvm import needed_for
 from d2ltvm.checks import check_choice, check_count, check_number
 from d2ltvm.tvm_inference import batch_norm_mxnet, get_bn_data, \
@@ -123,52 +122,12 @@ def cpu_target(target: Target | dict | str | None = None,
     return made
 
 
-# chapters/cpu_schedule.ipynb, cell fn-aligned-empty
-def aligned_empty(shape: int | tuple[int, ...],
-                  dtype: npt.DTypeLike = 'float32') -> np.ndarray:
-    """Allocate an array that starts at a multiple of 64 bytes.
-
-    Parameters
-    ----------
-    shape : int or tuple of int
-        None of them negative.
-    dtype : dtype
-        Of numbers.
-
-    Returns
-    -------
-    ndarray
-        Contiguous, not initialised. TVM and the other engines of this
-        book can share its memory.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If `shape` or `dtype` is something else.
-    """
-    lengths = shape if isinstance(shape, tuple | list) else (shape,)
-    for length in lengths:
-        check_count('shape', length, 0)
-    made = np.dtype(dtype)
-    if made.hasobject or not made.itemsize:
-        raise TypeError(f'dtype: expected one of numbers, got {made}')
-    size = math.prod(map(int, lengths)) * made.itemsize
-    memory = np.empty(size + 64, 'uint8')
-    start = -memory.ctypes.data % 64
-    return memory[start:start + size].view(made).reshape(lengths)
+# chapters/cpu_schedule.ipynb, cell threads-names
+aligned_empty = deployment.aligned_empty
 
 
-# chapters/cpu_schedule.ipynb, cell fn-calm-threads
-def calm_threads() -> None:
-    """Let TVM's threads neither be pinned to cores nor spin.
-
-    Sets the environment variables `TVM_BIND_THREADS` and
-    `TVM_THREAD_POOL_SPIN_COUNT` to 0, each only if it is not set yet. TVM
-    reads them when its threads start, at the first parallel call of the
-    process; afterwards this function changes nothing.
-    """
-    os.environ.setdefault('TVM_BIND_THREADS', '0')
-    os.environ.setdefault('TVM_THREAD_POOL_SPIN_COUNT', '0')
+# chapters/cpu_schedule.ipynb, cell threads-names
+calm_threads = deployment.calm_threads
 
 
 # chapters/cpu_schedule.ipynb, cell fn-parallel-copy
@@ -193,9 +152,9 @@ def parallel_copy(count: int, parts: int | None = None) -> Callable[..., None]:
         If `count` or `parts` is not a positive integer.
     """
     check_count('count', count)
+    calm_threads()  # to ask TVM for the number of its threads starts them
     parts = tvm.runtime.num_threads() if parts is None else parts
     check_count('parts', parts)
-    calm_threads()
     count, step = int(count), -(-int(count) // int(parts))
     pieces = -(-count // step)
 
@@ -239,10 +198,10 @@ def peak_rate(threads: int = 1,
         `cpu_target` refuses the target.
     """
     check_count('threads', threads)
+    calm_threads()
     if threads > 1 and threads > (most := tvm.runtime.num_threads()):
         raise ValueError(f'threads: expected {most} or less, as TVM has, '
                          f'got {threads}')
-    calm_threads()
     made = cpu_target(target, here=True)
     lanes, held, rounds = vector_lanes(made), 12, 2 ** 15
     threads, width = int(threads), held * lanes
@@ -518,7 +477,9 @@ def inference_kernel(shape: tuple[int, ...],
     Parameters
     ----------
     shape : tuple of int
-        (N, C, H, W).
+        (N, C, H, W). Arrays with other axes after the first two are
+        reshaped for the call, `X` and `out` alike: `X.reshape(N, C, 1, -1)`
+        of a contiguous array is no copy.
     target : tvm.target.Target, dict or str, optional
         Of kind llvm; `host_target()` by default.
     dtype : {'float32', 'float16'}
@@ -665,6 +626,7 @@ def bench_bn_tvm(func: Callable[[tuple[int, int]],
     """
     if not callable(func):
         raise TypeError(f'func: expected a function, got {func!r}')
+    calm_threads()
     target = Target(target)
     kind = target.kind.name
     device = tvm.device('cpu' if kind in ('llvm', 'c') else kind)

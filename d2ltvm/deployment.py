@@ -3,6 +3,8 @@
 """Deployment: the network without Python"""
 
 import contextlib
+import math
+import os
 import shutil
 import subprocess
 import threading
@@ -11,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from d2ltvm import needed_for
 from d2ltvm.checks import check_array, check_count
@@ -23,9 +26,59 @@ with needed_for('d2ltvm.deployment'):
     import tvm_ffi
     from tvm.runtime.vm import VirtualMachine
 
-__all__ = ['Network', 'any_batch', 'build_classifier', 'compile_any_batch',
-           'cuda_network', 'export_network', 'fitting_threads', 'load_network',
-           'select_relu', 'use_threads', 'write_idx']
+__all__ = ['Network', 'aligned_empty', 'any_batch', 'build_classifier',
+           'calm_threads', 'compile_any_batch', 'cuda_network',
+           'export_network', 'fitting_threads', 'load_network', 'select_relu',
+           'use_threads', 'write_idx']
+
+
+# chapters/deployment.ipynb, cell fn-aligned-empty
+def aligned_empty(shape: int | tuple[int, ...],
+                  dtype: npt.DTypeLike = 'float32') -> np.ndarray:
+    """Allocate an array that starts at a multiple of 64 bytes.
+
+    Parameters
+    ----------
+    shape : int or tuple of int
+        None of them negative.
+    dtype : dtype
+        Of numbers.
+
+    Returns
+    -------
+    ndarray
+        Contiguous, not initialised. TVM and the other engines of this
+        book can share its memory.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `shape` or `dtype` is something else.
+    """
+    lengths = shape if isinstance(shape, tuple | list) else (shape,)
+    for length in lengths:
+        check_count('shape', length, 0)
+    made = np.dtype(dtype)
+    if made.hasobject or not made.itemsize:
+        raise TypeError(f'dtype: expected one of numbers, got {made}')
+    size = math.prod(map(int, lengths)) * made.itemsize
+    memory = np.empty(size + 64, 'uint8')
+    start = -memory.ctypes.data % 64
+    return memory[start:start + size].view(made).reshape(lengths)
+
+
+# chapters/deployment.ipynb, cell fn-calm-threads
+def calm_threads() -> None:
+    """Let TVM's threads neither be pinned to cores nor spin.
+
+    Sets the environment variables `TVM_BIND_THREADS` and
+    `TVM_THREAD_POOL_SPIN_COUNT` to 0, each only if it is not set yet. TVM
+    reads them when its threads start: at the first parallel call, or when
+    it is first asked how many there are. Afterwards this function changes
+    nothing.
+    """
+    os.environ.setdefault('TVM_BIND_THREADS', '0')
+    os.environ.setdefault('TVM_THREAD_POOL_SPIN_COUNT', '0')
 
 
 # chapters/deployment.ipynb, cell fn-export-network
@@ -81,6 +134,7 @@ def export_network(layers: _Layers, path: str | Path,
     built = Target(target) if gpu else cpu_target(target)
     host = cpu_target(built.host or 'llvm') if gpu else built
     machine, features = needed_features(host)
+    calm_threads()
     threads = tvm.runtime.num_threads() if threads is None else threads
     check_count('threads', threads)
     if batch is not None:
@@ -124,6 +178,7 @@ def fitting_threads(facts: dict[str, str], threads: int | None = None) -> int:
     TypeError, ValueError
         If `threads` is no such number.
     """
+    calm_threads()
     pool, planned = tvm.runtime.num_threads(), int(facts['threads'])
     parallel = planned > 1 or facts['batch'] == 'any'
     if threads is None:
@@ -154,6 +209,8 @@ def use_threads(threads: int) -> Iterator[None]:
 # chapters/deployment.ipynb, cell fn-network
 class Network:
     """The digit network out of a library file.
+
+    TVM's own threads are as `calm_threads` leaves them.
 
     Parameters
     ----------
@@ -198,7 +255,8 @@ class Network:
         except (AttributeError, KeyError, RuntimeError) as error:
             raise RuntimeError(f'{path}: expected a library with a network, '
                                f'got {error}') from error
-        self._input, self._lock = _aligned((0, 1, 28, 28)), threading.Lock()
+        self._input = aligned_empty((0, 1, 28, 28))
+        self._lock = threading.Lock()
 
     def __call__(self, X: np.ndarray) -> np.ndarray:
         """Logits, (batch, classes), of X, (batch, 1, 28, 28), both float32."""
@@ -208,7 +266,7 @@ class Network:
             if self.facts['device'] == 'cuda':
                 return self._run(tvm.runtime.tensor(X, tvm.cuda(0))).numpy()
             if self._input.shape != X.shape:
-                self._input = _aligned(X.shape)
+                self._input = aligned_empty(X.shape)
                 self._shared = tvm.runtime.from_dlpack(self._input)
             self._input[...] = X
             return np.array(np.from_dlpack(self._run(self._shared)))
@@ -224,14 +282,6 @@ class Network:
             X[:len(part), 0] = part / np.float32(255)
             labels[start:start + most] = self(X).argmax(axis=1)[:len(part)]
         return labels
-
-
-# chapters/deployment.ipynb, cell fn-load-network
-def _aligned(shape: tuple[int, ...]) -> np.ndarray:
-    """As `cpu_schedule.aligned_empty`, which needs TVM's compiler."""
-    room = np.empty(int(np.prod(shape)) + 16, 'float32')
-    start = -room.ctypes.data % 64 // 4
-    return room[start:start + room.size - 16].reshape(shape)
 
 
 # chapters/deployment.ipynb, cell fn-load-network

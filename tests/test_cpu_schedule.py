@@ -204,6 +204,18 @@ def test_inputs_may_be_read_only(kernel, arrays, place):
         kernel(*arrays)
 
 
+@pytest.mark.parametrize('shape', [(3, 5), (2, 3, 7), (2, 3, 2, 3, 5)])
+def test_other_axes_are_reshaped(shape):
+    """As the docstring says; no array is copied."""
+    arrays, out = draw(shape), np.empty(shape, 'float32')
+    N, C = shape[:2]
+    X, Y = (a.reshape(N, C, 1, -1) for a in (arrays[0], out))
+    assert np.shares_memory(Y, out)
+    module.inference_kernel(X.shape)(X, *arrays[1:], Y)
+    exact = batch_norm_float64(X, *arrays[1:]).reshape(shape)
+    np.testing.assert_allclose(out, exact, atol=BOUND * abs(exact).max())
+
+
 def test_a_file_mapped_for_reading(kernel, arrays, tmp_path):
     np.save(tmp_path / 'X.npy', arrays[0])
     expected = run(kernel, arrays)
@@ -476,14 +488,48 @@ def test_in_a_process_of_its_own():
     """What threads are told, how many they are, and no address ends it."""
     code = f'''
 import os
+import threading
 import numpy as np
-for name in ('TVM_BIND_THREADS', 'TVM_THREAD_POOL_SPIN_COUNT'):
+VARIABLES = 'TVM_BIND_THREADS', 'TVM_THREAD_POOL_SPIN_COUNT'
+for name in VARIABLES:
     os.environ.pop(name, None)
 os.environ['TVM_NUM_THREADS'] = '2'
 before = dict(os.environ)
-from d2ltvm import network_schedule
+from tvm import s_tir, te
+from d2ltvm import cpu_schedule, network_schedule
 from d2ltvm.cpu_schedule import calm_threads, inference_kernel, peak_rate
+from d2ltvm.deployment import fitting_threads
+from d2ltvm.tvm_inference import batch_norm
 assert dict(os.environ) == before  # importing changes nothing
+
+def parallel(size):
+    sch = s_tir.Schedule(te.create_prim_func(batch_norm(*size)))
+    sch.parallel(sch.get_loops(sch.get_sblock('T_add_1'))[0])
+    return sch
+
+def bench():
+    cpu_schedule.bench_workload = lambda workload: workload(1)
+    cpu_schedule.bench_bn_tvm(parallel, [(2, 3)], 'llvm')
+
+def tasks():
+    return set(map(int, os.listdir('/proc/self/task')))
+
+def ask(call, cores):
+    for name in VARIABLES:
+        os.environ.pop(name, None)
+    others = tasks()
+    call()
+    started = tasks() - others
+    print([os.environ[name] for name in VARIABLES], len(started),
+          all(os.sched_getaffinity(task) == cores for task in started))
+
+# Each thread of Python gets threads of its own from TVM
+for call in (lambda: cpu_schedule.parallel_copy(9), lambda: peak_rate(2),
+             bench, lambda: fitting_threads(dict(threads=2, batch=1))):
+    thread = threading.Thread(target=ask, args=(call, os.sched_getaffinity(0)))
+    thread.start()
+    thread.join()
+os.environ.pop(VARIABLES[1])
 os.environ['TVM_BIND_THREADS'] = '1'
 for call in calm_threads, lambda: inference_kernel((1, 2, 3, 4)):
     call()
@@ -509,8 +555,8 @@ print('done')
                             capture_output=True)
     assert (result.returncode, result.stderr) == (0, '')
     assert result.stdout.splitlines() == [
-        '1 0', '1 0', 'threads: expected 2 or less, as TVM has, got 3',
-        'done']
+        *["['0', '0'] 1 True"] * 4, '1 0', '1 0',
+        'threads: expected 2 or less, as TVM has, got 3', 'done']
 
 
 # The copy

@@ -319,14 +319,23 @@ def test_threads_at_load(folder, tmp_path):
     """In a process whose pool has two; afterwards it still has them."""
     np.save(tmp_path / 'images.npy', draw_images(3))
     script = f'''if True:
+        import os
         import numpy as np
         import tvm
         from d2ltvm.deployment import load_network, use_threads
         path = {str(folder / "two.so")!r}
         images = np.load({str(tmp_path / "images.npy")!r})
+        names = 'TVM_BIND_THREADS', 'TVM_THREAD_POOL_SPIN_COUNT'
+        for name in names:
+            os.environ.pop(name, None)
+        cores = os.sched_getaffinity(0)
         for threads in None, 1, 2:
             network = load_network(path, threads)
+            assert [os.environ[name] for name in names] == ['0', '0']
             print(network.threads, *network.classify(images))
+            tasks = [*map(int, os.listdir('/proc/self/task'))]
+            assert len(tasks) > 1  # none of them is pinned to a core
+            assert all(os.sched_getaffinity(task) == cores for task in tasks)
             assert tvm.runtime.num_threads() == 2
         with use_threads(1):
             assert tvm.runtime.num_threads() == 1
