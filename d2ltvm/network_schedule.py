@@ -254,7 +254,9 @@ def _checked(layers: _Layers, batch: int, target: Target | dict | str | None,
              threads: int | None) -> tuple[int, Target, int]:
     """Refuse wrong arguments of `network_module`; fill in what is missing."""
     check_layers(layers)
-    threads = tvm.runtime.num_threads() if threads is None else threads
+    if threads is None:
+        calm_threads()  # before it starts them, to count them
+        threads = tvm.runtime.num_threads()
     check_count('batch', batch)
     check_count('threads', threads)
     return int(batch), cpu_target(target), int(threads)

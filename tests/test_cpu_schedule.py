@@ -523,9 +523,12 @@ def ask(call, cores):
     print([os.environ[name] for name in VARIABLES], len(started),
           all(os.sched_getaffinity(task) == cores for task in started))
 
+layers = [(np.ones(shape, 'float32'), np.ones(shape[0], 'float32'))
+          for shape in ((1, 1, 3, 3), (1, 1, 5, 5), (1, 16), (1, 1))]
 # Each thread of Python gets threads of its own from TVM
 for call in (lambda: cpu_schedule.parallel_copy(9), lambda: peak_rate(2),
-             bench, lambda: fitting_threads(dict(threads=2, batch=1))):
+             bench, lambda: fitting_threads(dict(threads=2, batch=1)),
+             lambda: network_schedule.network_module(layers, 1)):
     thread = threading.Thread(target=ask, args=(call, os.sched_getaffinity(0)))
     thread.start()
     thread.join()
@@ -555,7 +558,7 @@ print('done')
                             capture_output=True)
     assert (result.returncode, result.stderr) == (0, '')
     assert result.stdout.splitlines() == [
-        *["['0', '0'] 1 True"] * 4, '1 0', '1 0',
+        *["['0', '0'] 1 True"] * 5, '1 0', '1 0',
         'threads: expected 2 or less, as TVM has, got 3', 'done']
 
 
