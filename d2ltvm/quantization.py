@@ -12,11 +12,11 @@ from d2ltvm.folding import SHAPES, network_float64
 __all__ = ['BITS', 'calibrate', 'quantize_weights', 'quantized_network']
 
 
-# chapters/quantization.ipynb, cell fn-quantize-weights
+# chapters/quantization.ipynb, cell imports
 BITS = (2, 3, 4, 5, 6, 7, 8)
 
 
-# chapters/quantization.ipynb, cell fn-quantize-weights
+# chapters/quantization.ipynb, cell imports
 def _by_channel(factor: np.ndarray, ndim: int, axis: int) -> np.ndarray:
     """One number for each channel, in the shape that broadcasts."""
     return factor.reshape([-1 if i == axis else 1 for i in range(ndim)])
@@ -102,6 +102,43 @@ def calibrate(layers: _Layers, images: np.ndarray) -> np.ndarray:
     return largest
 
 
+# chapters/quantization.ipynb, cell fn-whole-checks
+def _check_largest(largest: np.ndarray) -> None:
+    """Raise unless these can be the largest inputs of the four layers."""
+    check_array('largest', largest, 'float64', (4,))
+    if not (np.isfinite(largest) & (largest > 0)).all():
+        raise ValueError('largest: expected positive, finite numbers, got '
+                         f'{largest}')
+
+
+# chapters/quantization.ipynb, cell fn-whole-checks
+def _check_sums(i: int, q: np.ndarray, bias: np.ndarray, top: int) -> None:
+    """Raise unless each sum of a layer fits into 32 bits."""
+    sums = abs(q.reshape(len(q), -1).astype('int64')).sum(axis=1) * top
+    if not (sums + abs(bias) < 2 ** 31).all():
+        raise ValueError(f'layers[{i}]: expected sums that fit into 32 '
+                         f'bits, got up to {(sums + abs(bias)).max():.3g}')
+
+
+# chapters/quantization.ipynb, cell fn-whole-layers
+_Whole = list[tuple[np.ndarray, np.ndarray]]
+
+
+# chapters/quantization.ipynb, cell fn-whole-layers
+def _whole_layers(layers: _Layers, largest: np.ndarray, bits: int,
+                  per_channel: bool) -> tuple[_Whole, list[np.ndarray]]:
+    """Whole weights and biases of each layer, and the units of its sums."""
+    top, whole, units = 2 ** bits - 1, [], []
+    for i, (W, b) in enumerate(layers):
+        q, step = quantize_weights(W, bits, per_channel)
+        unit = step * largest[i] / top
+        bias = np.rint(b / unit)
+        _check_sums(i, q, bias, top)
+        whole.append((q, bias))
+        units.append(unit)
+    return whole, units
+
+
 # chapters/quantization.ipynb, cell fn-quantized-network
 def quantized_network(layers: _Layers, largest: np.ndarray, bits: int = 8,
                       per_channel: bool = True
@@ -135,22 +172,10 @@ def quantized_network(layers: _Layers, largest: np.ndarray, bits: int = 8,
         not fit into 32 bits.
     """
     check_pairs('layers', layers, SHAPES)
-    check_array('largest', largest, 'float64', (4,))
+    _check_largest(largest)
     check_choice('bits', bits, BITS)
-    if not (np.isfinite(largest) & (largest > 0)).all():
-        raise ValueError('largest: expected positive, finite numbers, got '
-                         f'{largest}')
-    top, whole, units = 2 ** bits - 1, [], []
-    for i, (W, b) in enumerate(layers):
-        q, step = quantize_weights(W, bits, per_channel)
-        unit = step * largest[i] / top
-        bias = np.rint(b / unit)
-        sums = abs(q.reshape(len(q), -1).astype('int64')).sum(axis=1) * top
-        if not (sums + abs(bias) < 2 ** 31).all():
-            raise ValueError(f'layers[{i}]: expected sums that fit into 32 '
-                             f'bits, got up to {(sums + abs(bias)).max():.3g}')
-        whole.append((q, bias))
-        units.append(unit)
+    top = 2 ** bits - 1
+    whole, units = _whole_layers(layers, largest, bits, per_channel)
 
     def requantize(i: int, X: np.ndarray) -> np.ndarray:
         factor = units[i - 1] if i else np.ones(1)
