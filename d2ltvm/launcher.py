@@ -77,31 +77,9 @@ class Progress:
                 os.pwrite(self.report, line, 0)
 
 
-# chapters/launcher.ipynb, cell fn-exchange
-class Exchange(Progress):
-    """Sums and gathers over all workers; here, one worker is alone.
-
-    All workers must make the same calls in the same order. `gather`, for
-    layers, and sums, for gradients, may be under way at the same time.
-
-    Parameters
-    ----------
-    rank : int
-        The number of this worker, from 0.
-    workers : int
-        How many there are.
-
-    Attributes
-    ----------
-    rank, workers : int
-    rounds : int
-        Exchanges that are over.
-
-    Raises
-    ------
-    ValueError
-        If `rank` is not 0 to `workers` - 1.
-    """
+# chapters/launcher.ipynb, cell fn-sums
+class _Sums(Progress):
+    """The sums of an `Exchange`."""
 
     def __init__(self, rank: int = 0, workers: int = 1) -> None:
         super().__init__()
@@ -149,6 +127,54 @@ class Exchange(Progress):
 
         return finish
 
+    def _start(self, values: np.ndarray) -> Callable[[], np.ndarray]:
+        """Begin a sum; an engine replaces this."""
+        return lambda: values.copy()
+
+
+# chapters/launcher.ipynb, cell fn-check-row
+def _check_row(name: str, array: np.ndarray, *dtypes: str) -> None:
+    """Raise unless `array` is a row, not empty, of one of these dtypes."""
+    check_array(name, array, dtypes, (None,))
+    if not array.size:
+        raise ValueError(f'{name}: expected shape (n,), n > 0, got (0,)')
+
+
+# chapters/launcher.ipynb, cell fn-check-row
+def _check_names(found: np.ndarray, own: float, here: str) -> None:
+    """Raise if a worker gathers under another name than this one."""
+    strangers = np.flatnonzero(found != own)
+    if strangers.size:
+        raise RuntimeError(f'gather: worker {strangers[0]} is elsewhere '
+                           f'than {here}')
+
+
+# chapters/launcher.ipynb, cell fn-exchange
+class Exchange(_Sums):
+    """Sums and gathers over all workers; here, one worker is alone.
+
+    All workers must make the same calls in the same order. `gather`, for
+    layers, and sums, for gradients, may be under way at the same time.
+
+    Parameters
+    ----------
+    rank : int
+        The number of this worker, from 0.
+    workers : int
+        How many there are.
+
+    Attributes
+    ----------
+    rank, workers : int
+    rounds : int
+        Exchanges that are over.
+
+    Raises
+    ------
+    ValueError
+        If `rank` is not 0 to `workers` - 1.
+    """
+
     def gather(self, row: np.ndarray, name: str = '') -> np.ndarray:
         """The rows of all workers, bit by bit.
 
@@ -174,40 +200,18 @@ class Exchange(Progress):
         self.mark(what)
         own = zlib.crc32(what.encode())
         table = self._gather(np.concatenate([[own], row]))
-        strangers = np.flatnonzero(table[:, 0] != own)
-        if strangers.size:
-            raise RuntimeError(f'gather: worker {strangers[0]} is elsewhere '
-                               f'than worker {self.rank}, at {what}')
+        _check_names(table[:, 0], own, f'worker {self.rank}, at {what}')
         self.mark(what, ended=True)
         return table[:, 1:]
-
-    def _start(self, values: np.ndarray) -> Callable[[], np.ndarray]:
-        """Begin a sum; an engine replaces this."""
-        return lambda: values.copy()
 
     def _gather(self, row: np.ndarray) -> np.ndarray:
         """The rows, shape (workers, n); an engine replaces this."""
         return row[None]
 
 
-# chapters/launcher.ipynb, cell fn-check-row
-def _check_row(name: str, array: np.ndarray, *dtypes: str) -> None:
-    """Raise unless `array` is a row, not empty, of one of these dtypes."""
-    check_array(name, array, dtypes, (None,))
-    if not array.size:
-        raise ValueError(f'{name}: expected shape (n,), n > 0, got (0,)')
-
-
-# chapters/launcher.ipynb, cell fn-server
-class ServerExchange(Exchange):
-    """The exchange by MXNet's parameter server.
-
-    Parameters
-    ----------
-    rank : int
-    store : mxnet.kvstore.KVStore
-        Of the kind `dist_sync`.
-    """
+# chapters/launcher.ipynb, cell fn-server-store
+class _Store(Exchange):
+    """The keys of a parameter server, each with a buffer for its sum."""
 
     def __init__(self, rank: int, store: Any) -> None:
         super().__init__(rank, store.num_workers)
@@ -222,8 +226,19 @@ class ServerExchange(Exchange):
     def _push_and_pull(self, key: str, values: np.ndarray) -> np.ndarray:
         self.store.push(key, self.nd.array(values))
         self.store.pull(key, out=self.buffers[key])
-        self.buffers[key].wait_to_read()  # never two pulls in flight
-        return self.buffers[key].asnumpy()
+        return self.buffers[key].asnumpy()  # waits for the pull
+
+
+# chapters/launcher.ipynb, cell fn-server
+class ServerExchange(_Store):
+    """The exchange by MXNet's parameter server.
+
+    Parameters
+    ----------
+    rank : int
+    store : mxnet.kvstore.KVStore
+        Of the kind `dist_sync`.
+    """
 
     def _sum(self, values: np.ndarray) -> np.ndarray:
         n = values.size
@@ -249,6 +264,26 @@ class ServerExchange(Exchange):
         return total.view('float64').reshape(self.workers, row.size)
 
 
+# chapters/launcher.ipynb, cell fn-mpi-wait
+def _wait_for(request: Any) -> None:
+    """Ask MPI until a request is done."""
+    pause = 5e-5
+    while not request.Test():
+        time.sleep(pause)
+        pause = min(2 * pause, 1e-3)  # what takes long may take longer
+
+
+# chapters/launcher.ipynb, cell fn-mpi-world
+def _all_workers() -> Any:
+    """The communicator of all workers, of an MPI that threads may call."""
+    with needed_for('MPIExchange'):
+        from mpi4py import MPI
+    if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+        raise RuntimeError('MPIExchange: expected an MPI that several '
+                           'threads may call (MPI_THREAD_MULTIPLE)')
+    return MPI.COMM_WORLD
+
+
 # chapters/launcher.ipynb, cell fn-mpi
 class MPIExchange(Exchange):
     """The exchange by MPI, in a program that `mpirun` or Slurm has started.
@@ -267,22 +302,11 @@ class MPIExchange(Exchange):
     """
 
     def __init__(self, comm: Any = None) -> None:
-        with needed_for('MPIExchange'):
-            from mpi4py import MPI
-        if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
-            raise RuntimeError('MPIExchange: expected an MPI that several '
-                               'threads may call (MPI_THREAD_MULTIPLE)')
-        comm = MPI.COMM_WORLD if comm is None else comm
+        world = _all_workers()
+        comm = world if comm is None else comm
         super().__init__(comm.Get_rank(), comm.Get_size())
         self.layers, self.gradients = comm.Dup(), comm.Dup()
         self.thread = ThreadPoolExecutor(1)
-
-    @staticmethod
-    def _wait(request: Any) -> None:
-        pause = 5e-5
-        while not request.Test():
-            time.sleep(pause)
-            pause = min(2 * pause, 1e-3)  # what takes long may take longer
 
     def _start(self, values: np.ndarray) -> Callable[[], np.ndarray]:
         if values.dtype == np.float64:
@@ -291,7 +315,7 @@ class MPIExchange(Exchange):
         else:
             out = np.empty_like(values)
             request = self.gradients.Iallreduce(values, out)
-        done = self.thread.submit(self._wait, request)
+        done = self.thread.submit(_wait_for, request)
 
         def finish() -> np.ndarray:
             done.result()
@@ -301,7 +325,7 @@ class MPIExchange(Exchange):
 
     def _gather(self, row: np.ndarray) -> np.ndarray:
         table = np.empty((self.workers, row.size))
-        self._wait(self.layers.Iallgather(row, table))
+        _wait_for(self.layers.Iallgather(row, table))
         return table
 
 
@@ -368,10 +392,9 @@ def work(folder: str, rank: int | str | None, reference: str) -> None:
         arguments = json.loads(Path(folder, 'arguments.json').read_text())
         exchange = MPIExchange() if rank is None else ServerExchange(
             int(rank), mxnet_today.mx.kv.create('dist_sync'))
-        name = f'worker {exchange.rank}'
-        exchange.report_to(Path(folder, f'{name}.count'))
-        save_arrays(Path(folder, f'{name}.npz'),
-                    function(exchange, **arguments))
+        path = Path(folder, f'worker {exchange.rank}.npz')
+        exchange.report_to(path.with_suffix('.count'))
+        save_arrays(path, function(exchange, **arguments))
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
@@ -495,7 +518,7 @@ def start_servers(run: dict[str, subprocess.Popen], folder: str,
         run[name] = start(name, folder, settings, *command)
 
 
-# chapters/launcher.ipynb, cell fn-start-mpi
+# chapters/launcher.ipynb, cell fn-find-mpirun
 def find_mpirun() -> str:
     """The command that starts MPI's processes: Python's own, or any.
 
@@ -564,6 +587,16 @@ def is_stopped(process: subprocess.Popen) -> bool:
     return stat.rpartition(')')[2].split()[0] in ('T', 't')
 
 
+# chapters/launcher.ipynb, cell fn-failed
+def _check_exits(run: dict[str, subprocess.Popen], folder: str) -> None:
+    """Raise for the first process of a run that has failed."""
+    for name, process in run.items():
+        if code := process.poll():
+            how = (f'was killed by {signal.Signals(-code).name}'
+                   if code < 0 else f'failed with exit code {code}')
+            raise RuntimeError(f'{name} {how}{last_words(folder, name)}')
+
+
 # chapters/launcher.ipynb, cell fn-slowest
 def read_counts(run: dict[str, subprocess.Popen],
                 folder: str) -> dict[str, tuple[int, str]]:
@@ -597,6 +630,18 @@ def parted(counts: dict[str, tuple[int, str]]) -> str:
         f'{name} is at {what}' for name, (_, what) in counts.items())
 
 
+# chapters/launcher.ipynb, cell fn-standstill
+def _standstill(run: dict[str, subprocess.Popen], folder: str,
+                counts: dict[str, tuple[int, str]], over: str
+                ) -> RuntimeError:
+    """The error of a run that does not end; names who is waited for."""
+    late = slowest(run, counts)
+    done = min((count for count, _ in counts.values()), default=0)
+    return RuntimeError(
+        f'{over}; waiting for {", ".join(late)}, after {done // 2} '
+        f'exchanges{parted(counts)}' + last_words(folder, late[0], 'mpirun'))
+
+
 # chapters/launcher.ipynb, cell fn-watch
 def watch(run: dict[str, subprocess.Popen], folder: str, timeout: float,
           patience: float) -> None:
@@ -619,11 +664,7 @@ def watch(run: dict[str, subprocess.Popen], folder: str, timeout: float,
     running = True
     while running:
         running = any(process.poll() is None for process in run.values())
-        for name, process in run.items():
-            if code := process.poll():
-                how = (f'was killed by {signal.Signals(-code).name}'
-                       if code < 0 else f'failed with exit code {code}')
-                raise RuntimeError(f'{name} {how}{last_words(folder, name)}')
+        _check_exits(run, folder)
         counts, now = read_counts(run, folder), time.monotonic()
         if counts != seen:
             seen, changed = counts, now
@@ -631,12 +672,7 @@ def watch(run: dict[str, subprocess.Popen], folder: str, timeout: float,
                 if now - begin > timeout else f'no progress for {patience} s'
                 if counts and now - changed > patience else '')
         if over:
-            late = slowest(run, counts)
-            done = min((count for count, _ in counts.values()), default=0)
-            raise RuntimeError(
-                f'{over}; waiting for {", ".join(late)}, after {done // 2} '
-                f'exchanges{parted(counts)}' + last_words(
-                    folder, late[0], 'mpirun'))
+            raise _standstill(run, folder, counts, over)
         time.sleep(0.02)
 
 
@@ -667,6 +703,16 @@ def check_launch(reference: str, arguments: dict | None, port: int | None,
     except (TypeError, ValueError) as error:
         raise TypeError('arguments: expected what JSON can express: '
                         f'{error}') from error
+
+
+# chapters/launcher.ipynb, cell fn-check-launch
+def _results(folder: str, workers: int) -> list[dict[str, np.ndarray]]:
+    """What the workers have written, by their numbers."""
+    results = []
+    for i in range(workers):
+        with np.load(Path(folder, f'worker {i}.npz')) as file:
+            results.append(dict(file))
+    return results
 
 
 # chapters/launcher.ipynb, cell fn-launch
@@ -729,11 +775,7 @@ def launch(reference: str, workers: int = 2, arguments: dict | None = None,
         finally:
             for name, process in run.items():
                 stop(process, kindly=name == 'mpirun')
-        results = []
-        for i in range(workers):
-            with np.load(Path(folder, f'worker {i}.npz')) as file:
-                results.append(dict(file))
-    return results
+        return _results(folder, workers)
 
 
 # chapters/launcher.ipynb, cell fn-state
