@@ -1,6 +1,6 @@
 """What an exchange costs, on one machine and over a slow cable.
 
-    python benchmarks/exchange.py [local] [link] [steps] ...
+    python benchmarks/exchange.py [local] [link] [traffic] [steps] ...
 
 Stores medians of alternating rounds in `results/exchange.json`, part by part:
 
@@ -8,8 +8,13 @@ Stores medians of alternating rounds in `results/exchange.json`, part by part:
   cores) around a ring, by one worker as a server, by MPI's own `Allreduce`
   and by MXNet's parameter server;
 - `link`: the same for 2 workers at the ends of a cable of software;
+- `traffic`: what the cable carries while 2 workers send half a megabyte to
+  each other at once, by plain sockets and by MPI;
 - `steps`: one training step of 2 workers, with the gradients summed after
   the backward pass or while it goes on; on one machine and over the cable.
+
+For `link` and `traffic`, MPI runs twice: as it comes, and with SENDS, where
+it only sends, and does not `put` the rest of a long message.
 
 The cable joins two network namespaces, which takes root, the command `ip` and
 `/dev/net/tun`. Where the kernel has it, `tc qdisc add dev ... netem delay`
@@ -26,11 +31,14 @@ import re
 import select
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +48,8 @@ RESULTS = HERE / 'results/exchange.json'
 SIZES = [250, 25000, 250000]  # float32 numbers
 DELAY, RATE = 1e-3, 5e6  # seconds one way, bytes a second
 ROUNDS = 15
+SENDS = {'OMPI_MCA_btl_tcp_flags': 'send'}  # by default send, put and others
+PLACES = {'cable': {}, 'cable, sends': SENDS}
 MEASURE = f'{Path(__file__).resolve()}:measure'
 
 
@@ -64,14 +74,15 @@ class Cable:
     """Two network namespaces, joined by a cable of software.
 
     Attributes `names` and `addresses` have the two ends. Everything in them
-    and the cable itself is gone after the `with` block.
+    and the cable itself is gone after the `with` block. A line of the file
+    `log` has direction, begin and end of each packet on its way.
     """
 
     addresses = '10.77.0.1', '10.77.0.2'
     made = itertools.count()
 
-    def __init__(self, delay=0.0, rate=1e12):
-        self.options = delay, rate
+    def __init__(self, delay=0.0, rate=1e12, log=os.devnull):
+        self.options = delay, rate, log
         number = next(self.made)
         self.names = tuple(f'd2l-{os.getpid()}-{number}{end}' for end in 'ab')
 
@@ -138,11 +149,12 @@ def tun(name, end):
     return file
 
 
-def relay(first, second, delay, rate):
+def relay(first, second, delay, rate, log):
     """Carry packets both ways, each `delay` later, `rate` bytes a second."""
     files = tun(first, 0), tun(second, 1)
     queues = {file: collections.deque() for file in files}
     free = dict.fromkeys(files, 0.0)  # when the line to there is free
+    log = open(log, 'w', buffering=1)  # until it is killed
     print('ready', flush=True)
     while True:
         now, waits = time.monotonic(), []
@@ -153,9 +165,10 @@ def relay(first, second, delay, rate):
         for file in select.select(files, [], [], min(waits, default=None))[0]:
             packet = os.read(file, 65536)
             there = files[file == files[0]]
-            free[there] = max(time.monotonic(), free[there]) + (
-                len(packet) / rate)
+            begin = max(time.monotonic(), free[there])
+            free[there] = begin + len(packet) / rate
             queues[there].append((free[there] + delay, packet))
+            log.write(f'{files.index(there)} {begin:.6f} {free[there]:.6f}\n')
 
 
 # -- what the workers measure ----------------------------------------------
@@ -221,13 +234,50 @@ def time_steps(exchange, batch, bucket, rounds=ROUNDS):
         'no sum': lambda: step(None, layers_only)}, rounds=rounds)
 
 
+class Sockets:
+    """One connection between the ends of a cable, in place of MPI."""
+
+    def __init__(self, end):
+        self.rank, address = end, (Cable.addresses[0], 5000)
+        if end == 0:
+            with socket.create_server(address) as listener:
+                self.wire, _ = listener.accept()
+            return
+        for _ in range(100):  # until the other end listens
+            with contextlib.suppress(OSError):
+                self.wire = socket.create_connection(address)
+                return
+            time.sleep(0.1)
+        raise RuntimeError('the other end of the cable does not listen')
+
+    def Sendrecv(self, values, there, recvbuf, source):
+        thread = threading.Thread(target=self.wire.sendall, args=[values])
+        thread.start()
+        left = memoryview(recvbuf)
+        while left:
+            left = left[self.wire.recv_into(left):]
+        thread.join()
+
+
+def time_swaps(exchange, size, repeats=5):
+    """Begin and end of some swaps of so many bytes with the other worker."""
+    comm = getattr(exchange, 'gradients', exchange)
+    values, got = np.ones(size, 'uint8'), np.empty(size, 'uint8')
+    other = 1 - exchange.rank
+    for number in range(repeats + 2):
+        if number == 2:
+            begin = time.monotonic()
+        comm.Sendrecv(values, other, recvbuf=got, source=other)
+    return {'seconds': (begin, time.monotonic())}
+
+
 def measure(exchange, what, **arguments):
-    """What `launch` runs: `time_sums` or `time_steps`."""
+    """What `launch` runs: `time_sums`, `time_steps` or `time_swaps`."""
     return {name: np.array(times) for name, times in globals()[what](
         exchange, **arguments).items()}
 
 
-def over_cable(cable, reference, arguments):
+def over_cable(cable, reference, arguments, settings=()):
     """What one worker at each end of a cable returns; that of worker 0."""
     from d2ltvm.launcher import WORK_MPI, find_mpirun
     with tempfile.TemporaryDirectory() as folder:
@@ -235,9 +285,46 @@ def over_cable(cable, reference, arguments):
         subprocess.run(cable.command(
             0, find_mpirun(), '--host', ','.join(cable.addresses), '-n', 2,
             sys.executable, '-c', WORK_MPI, folder, reference), check=True,
-            timeout=1200, env=cable.for_mpirun(folder))
+            timeout=1200, env={**cable.for_mpirun(folder), **dict(settings)})
         with np.load(Path(folder, 'worker 0.npz')) as file:
             return dict(file)
+
+
+def both_ways(log, begin, end):
+    """The share of a time in which packets are on their way both ways."""
+    direction, first, last = np.loadtxt(log).T
+    moments = np.linspace(begin, end, 10_000)
+    busy = [np.searchsorted(first[direction == way], moments)
+            > np.searchsorted(last[direction == way], moments)
+            for way in (0, 1)]
+    return np.logical_and(*busy).mean()
+
+
+def traffic(size=500_000, repeats=5):
+    """Seconds of a swap, and its share of traffic both ways: entries."""
+    found = []
+    for way, settings in (('sockets', None), *PLACES.items()):
+        with tempfile.TemporaryDirectory() as folder:
+            log = Path(folder, 'log')
+            with Cable(DELAY, RATE, log) as cable:
+                if settings is None:
+                    ends = [subprocess.Popen(
+                        cable.command(end, sys.executable, __file__,
+                                      '--sockets', end, size, repeats),
+                        stdout=subprocess.PIPE) for end in (0, 1)]
+                    (begin, end), _ = [
+                        json.loads(process.communicate(timeout=100)[0])
+                        for process in ends]
+                else:
+                    begin, end = over_cable(
+                        cable, MEASURE, {'what': 'time_swaps', 'size': size,
+                                         'repeats': repeats},
+                        settings)['seconds']
+            share = both_ways(log, begin, end)
+        found.append({'way': way.replace('cable', 'MPI'), 'bytes': size,
+                      'seconds': round((end - begin) / repeats, 5),
+                      'both ways': round(share, 3)})
+    return found
 
 
 def local(workers, what, engine, **arguments):
@@ -268,9 +355,9 @@ def main(parts):
     here = machine()
     results |= {'processor': here['processor'], 'cores': here['cores'],
                 'load': round(os.getloadavg()[0], 1),  # 0 if nobody else works
-                'delay': DELAY, 'rate': RATE}
-    again = [place for place, part in (('local', 'local'), ('cable', 'link'))
-             if part in parts]
+                'Open MPI': version('openmpi'), 'delay': DELAY, 'rate': RATE}
+    again = [place for place, part in (('local', 'local'), *(
+        (place, 'link') for place in PLACES)) if part in parts]
     kept = [s for s in results.get('sums', []) if s['place'] not in again]
     if 'local' in parts:
         for workers in (1, 2, 4):
@@ -281,11 +368,14 @@ def main(parts):
     if 'steps' in parts:
         results['steps'] = as_steps('local', local(2, 'time_steps', 'mpi',
                                                    **steps))
+    if 'traffic' in parts:
+        results['traffic'] = traffic()
     if {'link', 'steps'} & set(parts):
         with Cable(DELAY, RATE) as cable:
-            if 'link' in parts:
-                kept += as_sums('cable', 2, over_cable(
-                    cable, MEASURE, {'what': 'time_sums', 'sizes': SIZES}))
+            for place in PLACES if 'link' in parts else ():
+                kept += as_sums(place, 2, over_cable(
+                    cable, MEASURE, {'what': 'time_sums', 'sizes': SIZES},
+                    PLACES[place]))
             if 'steps' in parts:
                 results['steps'] += as_steps('cable', over_cable(
                     cable, MEASURE, {'what': 'time_steps', **steps}))
@@ -299,6 +389,9 @@ def main(parts):
 
 if __name__ == '__main__':
     if sys.argv[1:2] == ['--relay']:
-        relay(*sys.argv[2:4], *map(float, sys.argv[4:]))
+        relay(*sys.argv[2:4], *map(float, sys.argv[4:6]), sys.argv[6])
+    elif sys.argv[1:2] == ['--sockets']:
+        end, size, repeats = map(int, sys.argv[2:])
+        print(json.dumps(time_swaps(Sockets(end), size, repeats)['seconds']))
     else:
-        main(sys.argv[1:] or ['local', 'link', 'steps'])
+        main(sys.argv[1:] or ['local', 'link', 'traffic', 'steps'])

@@ -67,8 +67,50 @@ def own_part(X: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
     return count, mean.ravel(), count * var.ravel()
 
 
+# chapters/distributed.ipynb, cell fn-whole
+def _whole_statistics(exchange: Exchange, X: np.ndarray, name: str
+                      ) -> tuple[float, np.ndarray, np.ndarray]:
+    """Count, mean and biased variance of the batch of all workers."""
+    rows = exchange.gather(np.hstack(own_part(X)), name)
+    if rows[:, 0].sum() < 2:
+        raise ValueError('X: training needs more than one value per channel '
+                         f'in all workers, got {rows[:, 0].sum():g}')
+    count, mean, M2 = merge_statistics(
+        (row[0], *np.split(row[1:], 2)) for row in rows)
+    return count, mean, M2 / count
+
+
+# chapters/distributed.ipynb, cell fn-sync-forward
+class _SyncForward(Function):
+    """The first half of `SyncBatchNorm`: arguments and forward pass."""
+
+    def __init__(self, exchange: Exchange, eps: float = 1e-5,
+                 name: str = '') -> None:
+        super().__init__()
+        check_number('eps', eps)
+        self.exchange, self.eps, self.name = exchange, eps, name
+
+    def __call__(self, *inputs: nd.NDArray) -> nd.NDArray:
+        """The output for gamma, beta and X; checks them."""
+        gamma, beta, X = inputs
+        check_batch(X, kind=nd.NDArray, empty=True, gamma=gamma, beta=beta)
+        return super().__call__(gamma, beta, X)
+
+    def forward(self, gamma: nd.NDArray, beta: nd.NDArray,
+                X: nd.NDArray) -> nd.NDArray:
+        """Equation (eq-batch-norm); arguments and result are NDArrays."""
+        self.count, self.mean, self.var = _whole_statistics(
+            self.exchange, X.asnumpy(), f'{self.name}, forward')
+        inv_std = 1 / np.sqrt(self.var + self.eps)
+        self.scale = gamma.asnumpy() * inv_std
+        x = np.moveaxis(X.asnumpy(), 1, -1)  # channels last, as the mean
+        self.X_hat = (x - self.mean) * inv_std
+        Y = gamma.asnumpy() * self.X_hat + beta.asnumpy()
+        return nd.array(np.moveaxis(Y, -1, 1), dtype=X.dtype)
+
+
 # chapters/distributed.ipynb, cell fn-sync
-class SyncBatchNorm(Function):
+class SyncBatchNorm(_SyncForward):
     """Normalizes by the statistics of the batch of all workers.
 
     Called as ``SyncBatchNorm(exchange)(gamma, beta, X)``, with NDArrays of
@@ -96,37 +138,6 @@ class SyncBatchNorm(Function):
     RuntimeError
         If another worker is at another layer.
     """
-
-    def __init__(self, exchange: Exchange, eps: float = 1e-5,
-                 name: str = '') -> None:
-        super().__init__()
-        check_number('eps', eps)
-        self.exchange, self.eps, self.name = exchange, eps, name
-
-    def __call__(self, *inputs: nd.NDArray) -> nd.NDArray:
-        """The output for gamma, beta and X; checks them."""
-        gamma, beta, X = inputs
-        check_batch(X, kind=nd.NDArray, empty=True, gamma=gamma, beta=beta)
-        return super().__call__(gamma, beta, X)
-
-    def forward(self, gamma: nd.NDArray, beta: nd.NDArray,
-                X: nd.NDArray) -> nd.NDArray:
-        """Equation (eq-batch-norm); arguments and result are NDArrays."""
-        rows = self.exchange.gather(np.hstack(own_part(X.asnumpy())),
-                                    f'{self.name}, forward')
-        if rows[:, 0].sum() < 2:
-            raise ValueError('X: training needs more than one value per '
-                             'channel in all workers, got '
-                             f'{rows[:, 0].sum():g}')
-        self.count, self.mean, M2 = merge_statistics(
-            (row[0], *np.split(row[1:], 2)) for row in rows)
-        self.var = M2 / self.count
-        inv_std = 1 / np.sqrt(self.var + self.eps)
-        self.scale = gamma.asnumpy() * inv_std
-        x = np.moveaxis(X.asnumpy(), 1, -1)  # channels last, as the mean
-        self.X_hat = (x - self.mean) * inv_std
-        Y = gamma.asnumpy() * self.X_hat + beta.asnumpy()
-        return nd.array(np.moveaxis(Y, -1, 1), dtype=X.dtype)
 
     def backward(self, dY: nd.NDArray) -> tuple[nd.NDArray, ...]:
         """Gradients by gamma and beta, of this worker, and by X."""
@@ -182,7 +193,7 @@ def synchronised(exchange: Exchange, moving: fs.MovingStatistics,
     return norm
 
 
-# chapters/distributed.ipynb, cell fn-buckets
+# chapters/distributed.ipynb, cell fn-rows
 def step_rows(step: int, total: int, batch: int,
               seed: int = 0) -> np.ndarray:
     """Which images a step sees: `batch` different numbers below `total`."""
@@ -222,6 +233,20 @@ def buckets(params: Mapping[str, nd.NDArray],
     return groups
 
 
+# chapters/distributed.ipynb, cell fn-start-sums
+def _start_sums(exchange: Exchange, loss: nd.NDArray,
+                params: Mapping[str, nd.NDArray], groups: list[list[str]]
+                ) -> list[Callable[[], np.ndarray]]:
+    """Begin the sums of the gradients; what is returned waits for them."""
+    waits: list[Callable[[], np.ndarray]] = []
+    for names in groups:  # the last layer is ready first
+        flat = [params[name].grad.asnumpy().ravel() for name in names]
+        if not waits:
+            flat.append(loss.asnumpy().ravel())
+        waits.append(exchange.start_sum(np.concatenate(flat)))
+    return waits
+
+
 # chapters/distributed.ipynb, cell fn-train-step
 def train_step(exchange: Exchange, X: nd.NDArray, y: nd.NDArray,
                params: dict[str, nd.NDArray],
@@ -249,12 +274,7 @@ def train_step(exchange: Exchange, X: nd.NDArray, y: nd.NDArray,
         loss = fs.softmax_cross_entropy(fs.net(X, params, norm), y)
     loss.backward()
     groups = buckets(params, bucket)
-    waits: list[Callable[[], np.ndarray]] = []
-    for names in groups:  # the last layer is ready first
-        flat = [params[name].grad.asnumpy().ravel() for name in names]
-        if not waits:
-            flat.append(loss.asnumpy().ravel())
-        waits.append(exchange.start_sum(np.concatenate(flat)))
+    waits = _start_sums(exchange, loss, params, groups)
     totals = [wait() for wait in waits]
     for names, total in zip(groups, totals, strict=True):
         for name in names:
@@ -263,6 +283,34 @@ def train_step(exchange: Exchange, X: nd.NDArray, y: nd.NDArray,
             p -= learning_rate * nd.array(part.reshape(p.shape),
                                           dtype=p.dtype)
     return float(totals[0][-1])
+
+
+# chapters/distributed.ipynb, cell fn-begin
+def _begin(exchange: Exchange, data: str, steps: int, batch: int, sync: bool,
+           seed: int, dtype: str, checkpoint: str | None
+           ) -> tuple[np.ndarray, np.ndarray, dict[str, nd.NDArray], int,
+                      fs.MovingStatistics]:
+    """Images, labels, parameters, first step and moving statistics.
+
+    The arguments are those of `train_worker`, which are checked.
+    """
+    with np.load(data) as file:
+        images, labels = file['images'], file['labels']
+    least = max(2, exchange.workers) if sync else 2 * exchange.workers
+    if not least <= batch <= len(images):
+        raise ValueError(f'batch: expected {least} to {len(images)}, for '
+                         f'{exchange.workers} workers, got {batch}')
+    params = {name: p.astype(dtype)
+              for name, p in fs.init_params(seed=seed).items()}
+    for p in params.values():
+        p.attach_grad()
+    begin, moving = 0, fs.MovingStatistics()
+    if checkpoint and Path(checkpoint).exists():
+        begin, moving = load_state(checkpoint, params, exchange)
+        if begin > steps:
+            raise ValueError(f'steps: expected at least {begin}, the step of '
+                             f'the checkpoint, got {steps}')
+    return images, labels, params, begin, moving
 
 
 # chapters/distributed.ipynb, cell fn-train
@@ -309,23 +357,10 @@ def train_worker(exchange: Exchange, data: str, steps: int, batch: int,
         if `every` is less than 1; if `checkpoint` is another file, or from
         a later step than `steps`.
     """
-    with np.load(data) as file:
-        images, labels = file['images'], file['labels']
-    least = max(2, exchange.workers) if sync else 2 * exchange.workers
-    if not least <= batch <= len(images):
-        raise ValueError(f'batch: expected {least} to {len(images)}, for '
-                         f'{exchange.workers} workers, got {batch}')
     check_count('every', every)
-    params = {name: p.astype(dtype)
-              for name, p in fs.init_params(seed=seed).items()}
-    for p in params.values():
-        p.attach_grad()
-    begin, moving, losses = 0, fs.MovingStatistics(), []
-    if checkpoint and Path(checkpoint).exists():
-        begin, moving = load_state(checkpoint, params, exchange)
-        if begin > steps:
-            raise ValueError(f'steps: expected at least {begin}, the step of '
-                             f'the checkpoint, got {steps}')
+    images, labels, params, begin, moving = _begin(
+        exchange, data, steps, batch, sync, seed, dtype, checkpoint)
+    losses = []
     norm = synchronised(exchange if sync else Exchange(), moving)
     for step in range(begin, steps):
         rows = np.array_split(step_rows(step, len(images), batch, seed),
@@ -342,7 +377,7 @@ def train_worker(exchange: Exchange, data: str, steps: int, batch: int,
             'losses': np.array(losses)}
 
 
-# chapters/distributed.ipynb, cell fn-ring
+# chapters/distributed.ipynb, cell fn-server-sum
 def server_sum(comm: Any, values: np.ndarray) -> np.ndarray:
     """The sum over all workers, by way of worker 0.
 

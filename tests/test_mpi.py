@@ -326,6 +326,28 @@ def test_a_cable_leaves_nothing():
     assert not set(joined.names) & set(names.split())
 
 
+def test_traffic_both_ways(tmp_path):
+    """Of ten seconds, two are busy in both directions."""
+    log = tmp_path / 'log'
+    log.write_text('0 100 103\n1 101 102\n0 103 104\n1 103 109\n1 109 112\n')
+    assert_allclose(bench.both_ways(log, 100, 110), 0.2, atol=0.001)
+
+
+def test_sockets_carry_both_ways(tmp_path):
+    """Two ends swap bytes by plain sockets; the cable writes it down."""
+    if reason := bench.why_not():
+        pytest.skip(f'two network namespaces: {reason}')
+    log = tmp_path / 'log'
+    with bench.Cable(rate=5e6, log=log) as joined:
+        ends = [subprocess.Popen(joined.command(
+            end, sys.executable, bench.__file__, '--sockets', end, 50_000, 2),
+            stdout=subprocess.PIPE) for end in (0, 1)]
+        for process in ends:
+            begin, end = json.loads(process.communicate(timeout=60)[0])
+            assert process.returncode == 0 and begin < end
+            assert bench.both_ways(log, begin, end) > 0
+
+
 def test_stored_times():
     """Each way and place, and the quartiles in order."""
     found = json.loads(bench.RESULTS.read_text())
@@ -333,7 +355,12 @@ def test_stored_times():
     assert {(s['place'], s['workers'], s['way']) for s in found['sums']} == {
         *(('local', P, way) for P in (1, 2, 4) for way in (
             'ring', 'server', 'Allreduce', 'MXNet server')),
-        *(('cable', 2, way) for way in ('ring', 'server', 'Allreduce'))}
+        *((place, 2, way) for place in bench.PLACES
+          for way in ('ring', 'server', 'Allreduce'))}
+    assert [s['way'] for s in found['traffic']] == [
+        'sockets', 'MPI', 'MPI, sends']
+    for swap in found['traffic']:
+        assert swap['seconds'] > 0 and 0 <= swap['both ways'] <= 1
     assert {(s['place'], s['way']) for s in found['steps']} == {
         (place, way) for place in ('local', 'cable')
         for way in ('after', 'overlapped', 'no sum')}
