@@ -15,8 +15,8 @@ import numpy as np
 from d2ltvm import needed_for
 from d2ltvm.checks import (check_array, check_batch, check_fit, check_flag,
                            check_number, check_variance)
-from d2ltvm.cpu_schedule import (_STREAM, aligned_empty, host_target, relu,
-                                 vector_lanes)
+from d2ltvm.cpu_schedule import (_STREAM, aligned_empty, calm_threads,
+                                 host_target, relu, vector_lanes)
 from d2ltvm.fast_operations import apply_statistics
 from d2ltvm.mxnet_today import mx, nd
 from d2ltvm.own_gradient import Function, prepare_callbacks
@@ -492,7 +492,8 @@ def compile_kernels(dense: bool, relu: bool = False,
     relu : bool
         Include the rectifier after the layer.
     parallel : bool
-        Distribute the channels over TVM's threads.
+        Distribute the channels over TVM's threads, which are as
+        `cpu_schedule.calm_threads` leaves them.
 
     Returns
     -------
@@ -500,6 +501,8 @@ def compile_kernels(dense: bool, relu: bool = False,
         Functions `forward`, `backward`: see `forward_program` and
         `backward_program`. They check types, shapes and strides.
     """
+    if parallel:
+        calm_threads()
     target = host_target()
     options = dense, vector_lanes(target), relu, parallel
     return Kernels(*(
@@ -512,7 +515,13 @@ def compile_kernels(dense: bool, relu: bool = False,
 def _check_batch(X: Any, kind: type = np.ndarray, **channels: Any) -> None:
     """Refuse what is no batch of float32, with its parameters."""
     check_array('X', X, 'float32', kind=kind)
-    check_batch(X, kind=kind, **channels)
+    check_batch(X, ranks=(2, 3, 4, 5), kind=kind, **channels)
+
+
+# chapters/training_operator.ipynb, cell fn-checks
+def _image(X: Any) -> Any:
+    """A batch as the kernels take it: (N, C, L, 1) for other shapes."""
+    return X if X.ndim in (2, 4) else X.reshape((*X.shape[:2], -1, 1))
 
 
 # chapters/training_operator.ipynb, cell fn-checks
@@ -522,6 +531,15 @@ def _check_memory(**arrays: np.ndarray) -> None:
         if not array.flags.c_contiguous or not array.flags.behaved:
             raise ValueError(f'{name}: expected contiguous, aligned, '
                              'writeable memory; array.copy() has it')
+
+
+# chapters/training_operator.ipynb, cell fn-checks
+def _check_moving(moving_mean: np.ndarray, moving_var: np.ndarray) -> None:
+    """Refuse moving statistics that cannot be, or share their memory."""
+    check_variance('moving_var', moving_var)
+    if np.may_share_memory(moving_mean, moving_var):  # contiguous: exact
+        raise ValueError('moving_var: expected other memory than that of '
+                         'moving_mean')
 
 
 # chapters/training_operator.ipynb, cell fn-checks
@@ -540,15 +558,15 @@ def train_forward(X: np.ndarray, gamma: np.ndarray, beta: np.ndarray,
 
     Parameters
     ----------
-    X : ndarray, shape (N, F) or (N, C, H, W), float32
-        Contiguous, aligned and writeable.
+    X : ndarray, shape (N, F) or (N, C, ...), float32
+        Contiguous, aligned and writeable; up to five axes.
         Activations. With one value per channel, `Y` is `beta`.
     gamma, beta : ndarray, shape (F,) or (C,), float32
         gamma / sqrt(var + eps) is rounded to float32: where its size is
         3.4e38 or more, `Y` is NaN or infinite.
     moving_mean, moving_var : ndarray, shape (F,) or (C,), float32
         Changed in place: momentum * moving + (1 - momentum) * batch, with
-        the biased variance (eq-moving).
+        the biased variance (eq-moving). They must not overlap.
     momentum : float, at least 0, less than 1
         Share of the old value.
     eps : float
@@ -568,9 +586,10 @@ def train_forward(X: np.ndarray, gamma: np.ndarray, beta: np.ndarray,
     ------
     TypeError, ValueError
         If an argument has the wrong type, shape, layout or range, a moving
-        variance is negative, or the variance of finite values does not fit
-        float32; the message starts with its name. The moving statistics
-        are then as they were. NaN and infinity in `X` become NaN in `Y`.
+        variance is negative, the moving arrays overlap, or the variance of
+        finite values does not fit float32; the message starts with its
+        name. The moving statistics are then as they were. NaN and infinity
+        in `X` become NaN in `Y`.
     """
     channels: dict[str, Any] = {
         'gamma': gamma, 'beta': beta, 'moving_mean': moving_mean,
@@ -580,12 +599,12 @@ def train_forward(X: np.ndarray, gamma: np.ndarray, beta: np.ndarray,
     _check_numbers(momentum, eps)
     check_flag('relu', relu)
     check_flag('parallel', parallel)
-    check_variance('moving_var', moving_var)
+    _check_moving(moving_mean, moving_var)
     Y, saved = aligned_empty(X.shape), np.empty((5, X.shape[1]), 'float32')
     moving = np.stack([moving_mean, moving_var])
     kernels = compile_kernels(X.ndim == 2, bool(relu), bool(parallel))
-    kernels.forward(X, gamma, beta, Y, *moving, saved, float(momentum),
-                    float(eps))
+    kernels.forward(_image(X), gamma, beta, _image(Y), *moving, saved,
+                    float(momentum), float(eps))
     check_fit(X, saved[2])
     moving_mean[:], moving_var[:] = moving
     return Y, saved
@@ -628,7 +647,7 @@ def train_backward(dY: np.ndarray, X: np.ndarray, saved: np.ndarray,
     dX = aligned_empty(X.shape)
     dgamma, dbeta = np.empty((2, X.shape[1]), 'float32')
     kernels = compile_kernels(X.ndim == 2, bool(relu), bool(parallel))
-    kernels.backward(dY, X, saved, dX, dgamma, dbeta)
+    kernels.backward(_image(dY), _image(X), saved, _image(dX), dgamma, dbeta)
     return dX, dgamma, dbeta
 
 
@@ -777,8 +796,8 @@ class CompiledBatchNorm:
 
         Parameters
         ----------
-        X : NDArray, shape (N, F) or (N, C, H, W), float32
-            More than one value per channel.
+        X : NDArray, shape (N, F) or (N, C, ...), float32
+            More than one value per channel; up to five axes.
         gamma, beta : NDArray, shape (F,) or (C,), float32
         scope_name : str
             Name of the layer, another one for each.
@@ -801,9 +820,10 @@ class CompiledBatchNorm:
             momentum = 0.0
             self.moving[scope_name] = tuple(
                 nd.zeros(gamma.shape, X.context) for _ in range(2))
-        return nd.Custom(X, gamma, beta, *self.moving[scope_name],
-                         op_type=register_operator(), momentum=momentum,
-                         eps=self.eps, relu=self.relu)
+        Y = nd.Custom(_image(X), gamma, beta, *self.moving[scope_name],
+                      op_type=register_operator(), momentum=momentum,
+                      eps=self.eps, relu=self.relu)
+        return Y if Y.shape == X.shape else Y.reshape(X.shape)
 
     def infer(self, X: nd.NDArray, gamma: nd.NDArray, beta: nd.NDArray,
               scope_name: str) -> nd.NDArray:
@@ -819,8 +839,8 @@ class CompiledBatchNorm:
                                'train this layer before testing it')
         mean, var = self.moving[scope_name]
         check_variance('moving_var', var)
-        Y = apply_statistics(X, mean, var, gamma, beta, self.eps)
-        return nd.relu(Y) if self.relu else Y
+        Y = apply_statistics(_image(X), mean, var, gamma, beta, self.eps)
+        return (nd.relu(Y) if self.relu else Y).reshape(X.shape)
 
 
 # chapters/training_operator.ipynb, cell fn-function
@@ -832,7 +852,7 @@ class BatchNormFunction(Function):
     Parameters
     ----------
     moving_mean, moving_var : ndarray, shape (F,) or (C,), float32
-        Changed in place by the forward kernel.
+        Changed in place by the forward kernel; they must not overlap.
     momentum, eps, relu
         As in `train_forward`.
     """
@@ -853,8 +873,9 @@ class BatchNormFunction(Function):
         for name, array in moving.items():
             check_array(name, array, 'float32', X.shape[1:2])
         _check_memory(**moving)
-        check_variance('moving_var', self.moving[1])
-        return super().__call__(gamma, beta, X)
+        _check_moving(*self.moving)
+        Y = super().__call__(gamma, beta, _image(X))
+        return Y if Y.shape == X.shape else Y.reshape(X.shape)
 
     def forward(self, gamma: nd.NDArray, beta: nd.NDArray,
                 X: nd.NDArray) -> nd.NDArray:

@@ -24,9 +24,11 @@ from soak import SOAK, examples, later
 TOLERANCE = 5e-6
 quick = settings(max_examples=examples(60))
 size = st.integers(1, 9)
-shapes = st.one_of(
+of_kernels = st.one_of(
     st.tuples(st.integers(1, 40), st.integers(1, 150)),
     st.tuples(size, size, st.integers(1, 30), st.integers(1, 30)))
+shapes = st.one_of(of_kernels, st.tuples(size, size, st.integers(1, 150)),
+                   st.tuples(*(size,) * 5))
 seeds = st.integers(0, 2 ** 32 - 1)
 offsets = st.sampled_from((0, 1, -1000, 1000, 10000))
 scales = st.sampled_from((1e-15, 1e-3, 1.0, 1e3, 1e15))
@@ -148,7 +150,7 @@ def test_threads_do_not_change_a_bit(shape, relu):
 
 
 @settings(quick, max_examples=examples(30))
-@given(shapes, seeds, offsets, st.sampled_from((1, 7, 64, 500)),
+@given(of_kernels, seeds, offsets, st.sampled_from((1, 7, 64, 500)),
        st.sampled_from((4, 8, 16)), st.booleans())
 def test_any_number_of_parts_and_lanes(shape, seed, offset, part, lanes,
                                        drift):
@@ -275,6 +277,19 @@ def test_inference_far_from_zero():
                     + [5, 0, 1], atol=1e-5)
 
 
+@pytest.mark.parametrize('shape', [(4, 3, 35), (4, 3, 5, 7, 1)])
+def test_inference_for_other_shapes(shape):
+    layer, X = module.CompiledBatchNorm(), nd.array(draw((4, 3, 5, 7))[0])
+    gamma, beta = nd.array([1, 2, -3]), nd.array([5, 0, 1])
+    Y = layer(X.reshape(shape), gamma, beta, 'bn')
+    assert_array_equal(Y.reshape(X.shape).asnumpy(),
+                       layer(X, gamma, beta, 'other').asnumpy())
+    tested = layer.infer(X.reshape(shape), gamma, beta, 'bn')
+    assert tested.shape == Y.shape == shape
+    assert_array_equal(tested.reshape(X.shape).asnumpy(),
+                       layer.infer(X, gamma, beta, 'other').asnumpy())
+
+
 def test_no_inference_with_a_negative_variance():
     layer, X = module.CompiledBatchNorm(), nd.ones((4, 3))
     layer(X, nd.ones(3), nd.ones(3), 'bn')
@@ -379,7 +394,8 @@ def off_by_a_byte(a):
     (lambda a: a.astype('float16'), TypeError),
     (lambda a: a.astype('>f4'), TypeError),
     (lambda a: a.astype('int32'), TypeError),
-    (lambda a: a[..., None], ValueError), (lambda a: a[:0], ValueError),
+    (lambda a: a[..., None, None], ValueError),
+    (lambda a: a[:0], ValueError),
     (lambda a: a.reshape(-1)[0:1].reshape(()), ValueError),
     (lambda a: np.repeat(a, 2, axis=-1)[..., ::2], ValueError),
     (lambda a: a[::-1], ValueError), (locked, ValueError),
@@ -389,6 +405,28 @@ def test_bad_arrays(place, change, error):
     values[place] = change(values[place])
     with pytest.raises(error, match=rf'^{ARRAYS[place]}: expected'):
         module.train_forward(*values)
+
+
+def test_shapes_are_named():
+    values = arguments()
+    values[0] = values[0].reshape(-1)
+    with pytest.raises(ValueError, match=(
+            r'^X: .*\(N, F\) or \(N, C, L\) or \(N, C, H, W\) or \(N, C, D,')):
+        module.train_forward(*values)
+
+
+def test_moving_arrays_that_overlap_are_refused():
+    X, gamma, beta, *_ = arguments()
+    memory = np.ones(5, 'float32')
+    for moving in ((memory[:3], memory[:3]), (memory[:3], memory[2:])):
+        with pytest.raises(ValueError, match=r'^moving_var: .*other memory'):
+            module.train_forward(X, gamma, beta, *moving)
+        function = module.BatchNormFunction(*moving, 0.9, 1e-5)
+        with pytest.raises(ValueError, match=r'^moving_var: .*other memory'):
+            function(*map(nd.array, (gamma, beta, X)))
+        assert (memory == 1).all()
+    memory = np.stack([np.zeros(3, 'float32'), np.ones(3, 'float32')])
+    module.train_forward(X, gamma, beta, *memory)  # side by side
 
 
 @pytest.mark.parametrize('place', range(1, 5))
@@ -538,6 +576,28 @@ def test_moving_statistics_and_inference():
                                        'bn').asnumpy(), np.maximum(0, Y))
 
 
+@pytest.mark.parametrize('relu', [False, True])
+def test_one_array_as_gamma_and_beta(relu):
+    """It is read alone; its gradients add up."""
+    X, dY, gamma, _ = draw((6, 3, 5, 7))
+    Y, dX, dgamma, dbeta, *moving = run(X, dY, gamma, gamma, relu=relu)
+    judge((Y, dX, dgamma, dbeta, *moving), X, dY, gamma, gamma, relu=relu)
+    kept = np.zeros(3, 'f4'), np.ones(3, 'f4')
+    for layer in (
+            lambda X, p: module.CompiledBatchNorm(relu=relu)(X, p, p, 'bn'),
+            lambda X, p: module.BatchNormFunction(*kept, 0.9, 1e-5, relu)(
+                p, p, X)):
+        inputs = nd.array(X), nd.array(gamma)
+        for a in inputs:
+            a.attach_grad()
+        with autograd.record():
+            result = layer(*inputs)
+        result.backward(nd.array(dY))
+        assert_array_equal(result.asnumpy(), Y)
+        for a, right in zip(inputs, (dX, dgamma + dbeta), strict=True):
+            assert_allclose(a.grad.asnumpy(), right, rtol=1e-6, atol=1e-6)
+
+
 def test_two_uses_add_up():
     """One layer twice in a graph, gradients added over two passes."""
     X, _, gamma, beta = map(nd.array, draw((8, 5)))
@@ -650,6 +710,43 @@ def test_other_refusals():
     function = module.BatchNormFunction(np.zeros(2), np.ones(2), 0.9, 1e-5)
     with pytest.raises(TypeError, match=r'^moving_mean: expected a NumPy'):
         function(nd.ones(2), nd.ones(2), nd.ones((4, 2)))
+
+
+# Threads
+
+CALM = '''
+import os
+import numpy as np
+for name in ('TVM_BIND_THREADS', 'TVM_THREAD_POOL_SPIN_COUNT'):
+    os.environ.pop(name, None)
+os.environ.update(TVM_NUM_THREADS='2', OMP_NUM_THREADS='1')
+before, allowed = dict(os.environ), os.sched_getaffinity(0)
+from d2ltvm import training_operator as module
+assert dict(os.environ) == before  # importing changes nothing
+X, rows = np.ones((4, 3), 'float32'), np.ones((4, 3), 'float32')
+_, saved = module.train_forward(X, *rows, parallel=True)
+
+def told():
+    return [os.environ.pop(name, None) for name in (
+        'TVM_BIND_THREADS', 'TVM_THREAD_POOL_SPIN_COUNT')]
+
+print(*told(), all(os.sched_getaffinity(int(thread)) == allowed
+                   for thread in os.listdir('/proc/self/task')))
+module.tvm.compile = lambda *_, **__: {'forward': None, 'backward': None}
+module.compile_kernels(False)
+print(*told())  # one thread needs none
+os.environ['TVM_BIND_THREADS'] = '1'
+module.compile_kernels(False, parallel=True)
+print(*told())
+'''
+
+
+def test_threads_are_neither_pinned_nor_spin():
+    """Unless the caller has asked for it."""
+    ran = subprocess.run([sys.executable, '-c', CALM], text=True,
+                         capture_output=True, check=True)
+    assert ran.stdout == '0 0 True\nNone None\n1 0\n'
+    assert ran.stderr == ''
 
 
 # A network; a deadlock must not stop the tests
