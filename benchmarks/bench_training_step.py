@@ -1,6 +1,7 @@
 """One training step of the digit network, by its normalization."""
 import side_by_side
 from d2ltvm import from_scratch as fs
+from d2ltvm.cpp_operator import CppBatchNorm, build_operator
 from d2ltvm.mxnet_today import autograd, nd
 from d2ltvm.training_operator import CompiledBatchNorm
 
@@ -39,13 +40,19 @@ def run():
         return timed
 
     from_scratch, _ = fs.training_and_testing(fs.MovingStatistics())
-    times = fs.median_times({
-        'built-in': step(builtin()),
-        'from scratch': step(from_scratch),
-        'compiled': step(CompiledBatchNorm()),
-        'compiled, with relu': step(CompiledBatchNorm(relu=True),
-                                    activation=lambda H: H),
-        'none': step(fs.no_norm)}, rounds=20, repeats=10)
+    layers = {'compiled': CompiledBatchNorm, 'in C++': CppBatchNorm}
+    try:
+        build_operator()
+    except RuntimeError as error:
+        print(f'  left out: in C++ ({error})')
+        del layers['in C++']
+    steps = {'built-in': step(builtin()), 'from scratch': step(from_scratch)}
+    for name, layer in layers.items():
+        steps[name] = step(layer())
+        steps[f'{name}, with relu'] = step(layer(relu=True),
+                                           activation=lambda H: H)
+    times = fs.median_times({**steps, 'none': step(fs.no_norm)}, rounds=20,
+                            repeats=10)
     return {'title': f'training step, batch size {BATCH_SIZE}',
             'baseline': 'built-in', 'busy': share,
             'threads': side_by_side.threads(), 'times': times}

@@ -9,6 +9,7 @@ import. Each holds what one notebook saves:
     command_line       The command line: fold, params, convert, gpu
     conv_schedule      A schedule for a convolution
     conventions        Convert running statistics between libraries
+    cpp_operator       An operator of MXNet in C++
     cpu_schedule       A schedule for the CPU
     deployment         Deployment: the network without Python
     distributed        Sync batch norm: one batch in many processes
@@ -47,14 +48,14 @@ import importlib
 from collections.abc import Iterator
 
 _MODULES = ['checks', 'command_line', 'conv_schedule', 'conventions',
-            'cpu_schedule', 'deployment', 'distributed', 'exercises',
-            'fast_operations', 'fold_onnx', 'folding', 'from_scratch',
-            'gluon_module', 'gpu_schedule', 'gpu_server', 'gpu_training',
-            'interactive', 'launcher', 'leave_mxnet', 'library_file', 'mnist',
-            'moving_statistics', 'mxnet_today', 'network_schedule',
-            'own_gradient', 'practice', 'quantization', 'reader_gpu', 'theory',
-            'training_in_page', 'training_operator', 'tvm_inference',
-            'webassembly', 'why']
+            'cpp_operator', 'cpu_schedule', 'deployment', 'distributed',
+            'exercises', 'fast_operations', 'fold_onnx', 'folding',
+            'from_scratch', 'gluon_module', 'gpu_schedule', 'gpu_server',
+            'gpu_training', 'interactive', 'launcher', 'leave_mxnet',
+            'library_file', 'mnist', 'moving_statistics', 'mxnet_today',
+            'network_schedule', 'own_gradient', 'practice', 'quantization',
+            'reader_gpu', 'theory', 'training_in_page', 'training_operator',
+            'tvm_inference', 'webassembly', 'why']
 _MODULE_OF = {  # names that are found in `d2ltvm` itself
     'batch_norm': 'tvm_inference',
     'batch_norm_float64': 'tvm_inference',

@@ -423,6 +423,27 @@ def test_suites_of_functions_keep_their_format(tmp_path):
     assert set(bench_import.MODULES) >= {'tvm', 'mxnet'}
 
 
+def test_the_step_without_a_compiler_leaves_one_layer_out(monkeypatch,
+                                                          capsys):
+    import bench_training_step as bench
+
+    def names():
+        return [*bench.run()['times']]
+
+    def missing():
+        raise RuntimeError('no compiler')
+
+    monkeypatch.setattr(bench, 'BATCH_SIZE', 4)
+    monkeypatch.setattr(bench.fs, 'median_times', lambda steps, **_: {
+        name: step() for name, step in steps.items()})
+    every = names()
+    assert {'built-in', 'compiled, with relu', 'in C++, with relu',
+            'none'} < {*every} and capsys.readouterr().out == ''
+    monkeypatch.setattr(bench, 'build_operator', missing)
+    assert names() == [name for name in every if 'C++' not in name]
+    assert 'left out: in C++ (no compiler)' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize('name', ['numpy', later('mxnet')])
 def test_a_package_can_be_imported_for_its_time(name):
     """MXNet with our help."""

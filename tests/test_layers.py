@@ -16,6 +16,7 @@ from mxnet.gluon import nn
 from numpy.testing import assert_allclose, assert_array_equal
 
 from d2ltvm import (
+    cpp_operator,
     distributed,
     fast_operations,
     from_scratch,
@@ -81,6 +82,8 @@ FUNCTIONS = {
     'distributed.synchronised': forked.synchronised,
     'training_operator.BatchNormFunction': forked.function,
     'training_operator.CompiledBatchNorm': forked.compiled,
+    'cpp_operator.CppBatchNorm': lambda X, gamma, beta:
+        cpp_operator.CppBatchNorm()(X, gamma, beta, 'bn'),
     'fast_operations.fast_batch_norm': lambda X, gamma, beta:
         fast_operations.fast_batch_norm(X, gamma, beta)[0],
     'from_scratch.pure_batch_norm': from_scratch.pure_batch_norm,
@@ -104,8 +107,8 @@ BUILT_IN = Block(lambda: nn.BatchNorm(in_channels=3))
 def test_no_layer_is_left_out():
     """What is public and normalizes a batch in training is in the table."""
     found = {f'{module.__name__.removeprefix("d2ltvm.")}.{name}'
-             for module in (distributed, fast_operations, from_scratch,
-                            gluon_module, moving_statistics,
+             for module in (cpp_operator, distributed, fast_operations,
+                            from_scratch, gluon_module, moving_statistics,
                             training_operator)
              for name in module.__all__
              if 'norm' in name.lower() or name == 'synchronised'}
