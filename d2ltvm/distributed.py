@@ -80,37 +80,17 @@ def _whole_statistics(exchange: Exchange, X: np.ndarray, name: str
     return count, mean, M2 / count
 
 
-# chapters/distributed.ipynb, cell fn-sync-forward
-class _SyncForward(Function):
-    """The first half of `SyncBatchNorm`: arguments and forward pass."""
-
-    def __init__(self, exchange: Exchange, eps: float = 1e-5,
-                 name: str = '') -> None:
-        super().__init__()
-        check_number('eps', eps)
-        self.exchange, self.eps, self.name = exchange, eps, name
-
-    def __call__(self, *inputs: nd.NDArray) -> nd.NDArray:
-        """The output for gamma, beta and X; checks them."""
-        gamma, beta, X = inputs
-        check_batch(X, kind=nd.NDArray, empty=True, gamma=gamma, beta=beta)
-        return super().__call__(gamma, beta, X)
-
-    def forward(self, gamma: nd.NDArray, beta: nd.NDArray,
-                X: nd.NDArray) -> nd.NDArray:
-        """Equation (eq-batch-norm); arguments and result are NDArrays."""
-        self.count, self.mean, self.var = _whole_statistics(
-            self.exchange, X.asnumpy(), f'{self.name}, forward')
-        inv_std = 1 / np.sqrt(self.var + self.eps)
-        self.scale = gamma.asnumpy() * inv_std
-        x = np.moveaxis(X.asnumpy(), 1, -1)  # channels last, as the mean
-        self.X_hat = (x - self.mean) * inv_std
-        Y = gamma.asnumpy() * self.X_hat + beta.asnumpy()
-        return nd.array(np.moveaxis(Y, -1, 1), dtype=X.dtype)
+# chapters/distributed.ipynb, cell fn-whole-gradients
+def _whole_gradients(exchange: Exchange, g: np.ndarray, X_hat: np.ndarray,
+                     name: str) -> tuple[list[np.ndarray], np.ndarray]:
+    """Gradients by gamma and beta: of this worker, and of all."""
+    axes = tuple(range(g.ndim - 1))  # channels are last
+    own = [(g * X_hat).sum(axes), g.sum(axes, 'float64')]
+    return own, exchange.gather(np.concatenate(own), name).sum(0)
 
 
 # chapters/distributed.ipynb, cell fn-sync
-class SyncBatchNorm(_SyncForward):
+class SyncBatchNorm(Function):
     """Normalizes by the statistics of the batch of all workers.
 
     Called as ``SyncBatchNorm(exchange)(gamma, beta, X)``, with NDArrays of
@@ -139,17 +119,39 @@ class SyncBatchNorm(_SyncForward):
         If another worker is at another layer.
     """
 
+    def __init__(self, exchange: Exchange, eps: float = 1e-5,
+                 name: str = '') -> None:
+        super().__init__()
+        check_number('eps', eps)
+        self.exchange, self.eps, self.name = exchange, eps, name
+
+    def __call__(self, *inputs: nd.NDArray) -> nd.NDArray:
+        """The output for gamma, beta and X; checks them."""
+        gamma, beta, X = inputs
+        check_batch(X, kind=nd.NDArray, empty=True, gamma=gamma, beta=beta)
+        return super().__call__(gamma, beta, X)
+
+    def forward(self, gamma: nd.NDArray, beta: nd.NDArray,
+                X: nd.NDArray) -> nd.NDArray:
+        """Equation (eq-batch-norm); arguments and result are NDArrays."""
+        self.count, self.mean, self.var = _whole_statistics(
+            self.exchange, X.asnumpy(), f'{self.name}, forward')
+        inv_std = 1 / np.sqrt(self.var + self.eps)
+        self.scale = gamma.asnumpy() * inv_std
+        x = np.moveaxis(X.asnumpy(), 1, -1)  # channels last, as the mean
+        self.X_hat = (x - self.mean) * inv_std
+        Y = gamma.asnumpy() * self.X_hat + beta.asnumpy()
+        return nd.array(np.moveaxis(Y, -1, 1), dtype=X.dtype)
+
     def backward(self, dY: nd.NDArray) -> tuple[nd.NDArray, ...]:
         """Gradients by gamma and beta, of this worker, and by X."""
         g = np.moveaxis(dY.asnumpy(), 1, -1)
-        axes = tuple(range(g.ndim - 1))
-        sums = [(g * self.X_hat).sum(axes), g.sum(axes, 'float64')]
-        total = self.exchange.gather(np.concatenate(sums),
-                                     f'{self.name}, backward').sum(0)
+        own, total = _whole_gradients(self.exchange, g, self.X_hat,
+                                      f'{self.name}, backward')
         dgamma, dbeta = np.split(total / self.count, 2)
         dX = self.scale * (g - dbeta - self.X_hat * dgamma)
         return tuple(nd.array(a, dtype=dY.dtype)
-                     for a in (*sums, np.moveaxis(dX, -1, 1)))
+                     for a in (*own, np.moveaxis(dX, -1, 1)))
 
 
 # chapters/distributed.ipynb, cell fn-norm

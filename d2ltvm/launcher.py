@@ -77,9 +77,48 @@ class Progress:
                 os.pwrite(self.report, line, 0)
 
 
-# chapters/launcher.ipynb, cell fn-sums
-class _Sums(Progress):
-    """The sums of an `Exchange`."""
+# chapters/launcher.ipynb, cell fn-check-row
+def _check_row(name: str, array: np.ndarray, *dtypes: str) -> None:
+    """Raise unless `array` is a row, not empty, of one of these dtypes."""
+    check_array(name, array, dtypes, (None,))
+    if not array.size:
+        raise ValueError(f'{name}: expected shape (n,), n > 0, got (0,)')
+
+
+# chapters/launcher.ipynb, cell fn-check-row
+def _check_names(found: np.ndarray, own: float, here: str) -> None:
+    """Raise if a worker gathers under another name than this one."""
+    strangers = np.flatnonzero(found != own)
+    if strangers.size:
+        raise RuntimeError(f'gather: worker {strangers[0]} is elsewhere '
+                           f'than {here}')
+
+
+# chapters/launcher.ipynb, cell fn-exchange
+class Exchange(Progress):
+    """Sums and gathers over all workers; here, one worker is alone.
+
+    All workers must make the same calls in the same order. `gather`, for
+    layers, and sums, for gradients, may be under way at the same time.
+
+    Parameters
+    ----------
+    rank : int
+        The number of this worker, from 0.
+    workers : int
+        How many there are.
+
+    Attributes
+    ----------
+    rank, workers : int
+    rounds : int
+        Exchanges that are over.
+
+    Raises
+    ------
+    ValueError
+        If `rank` is not 0 to `workers` - 1.
+    """
 
     def __init__(self, rank: int = 0, workers: int = 1) -> None:
         super().__init__()
@@ -127,54 +166,6 @@ class _Sums(Progress):
 
         return finish
 
-    def _start(self, values: np.ndarray) -> Callable[[], np.ndarray]:
-        """Begin a sum; an engine replaces this."""
-        return lambda: values.copy()
-
-
-# chapters/launcher.ipynb, cell fn-check-row
-def _check_row(name: str, array: np.ndarray, *dtypes: str) -> None:
-    """Raise unless `array` is a row, not empty, of one of these dtypes."""
-    check_array(name, array, dtypes, (None,))
-    if not array.size:
-        raise ValueError(f'{name}: expected shape (n,), n > 0, got (0,)')
-
-
-# chapters/launcher.ipynb, cell fn-check-row
-def _check_names(found: np.ndarray, own: float, here: str) -> None:
-    """Raise if a worker gathers under another name than this one."""
-    strangers = np.flatnonzero(found != own)
-    if strangers.size:
-        raise RuntimeError(f'gather: worker {strangers[0]} is elsewhere '
-                           f'than {here}')
-
-
-# chapters/launcher.ipynb, cell fn-exchange
-class Exchange(_Sums):
-    """Sums and gathers over all workers; here, one worker is alone.
-
-    All workers must make the same calls in the same order. `gather`, for
-    layers, and sums, for gradients, may be under way at the same time.
-
-    Parameters
-    ----------
-    rank : int
-        The number of this worker, from 0.
-    workers : int
-        How many there are.
-
-    Attributes
-    ----------
-    rank, workers : int
-    rounds : int
-        Exchanges that are over.
-
-    Raises
-    ------
-    ValueError
-        If `rank` is not 0 to `workers` - 1.
-    """
-
     def gather(self, row: np.ndarray, name: str = '') -> np.ndarray:
         """The rows of all workers, bit by bit.
 
@@ -203,6 +194,10 @@ class Exchange(_Sums):
         _check_names(table[:, 0], own, f'worker {self.rank}, at {what}')
         self.mark(what, ended=True)
         return table[:, 1:]
+
+    def _start(self, values: np.ndarray) -> Callable[[], np.ndarray]:
+        """Begin a sum; an engine replaces this."""
+        return lambda: values.copy()
 
     def _gather(self, row: np.ndarray) -> np.ndarray:
         """The rows, shape (workers, n); an engine replaces this."""
