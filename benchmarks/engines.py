@@ -83,6 +83,7 @@ def is_cropped(X):
     return X.shape[2] == CROPPED
 
 
+DEFINED = 'definition'  # all products of the convolution
 AVX2 = 'AVX2 build'  # a part of the network suite; peers are as they are
 COPY = 'copy'  # a form of ours that stands in the tables by itself
 
@@ -176,20 +177,24 @@ class TVM(Engine):
         X_shared = self.tensor(X)
 
         def forms(target, layers):
-            module = schedule.network_module(layers, len(X), target)
-            main = tvm.relax.VirtualMachine(
-                tvm.compile(module, target), tvm.cpu())['main']
             call = schedule.compile_network(layers, len(X), target)
-
-            def tensors():
-                kept['Y'] = main(X_shared)
 
             def numpy_arrays():
                 kept['Y'] = call(X)
 
+            def relax(winograd):
+                module = schedule.network_module(
+                    layers, len(X), target, winograd=winograd)
+                main = tvm.relax.VirtualMachine(
+                    tvm.compile(module, target), tvm.cpu())['main']
+
+                def tensors():
+                    kept['Y'] = main(X_shared)
+
+                return tensors, lambda: {'Y': kept['Y'].numpy()}
+
             return {'NumPy arrays': (numpy_arrays, lambda: {'Y': kept['Y']}),
-                    'Relax module': (tensors, lambda: {
-                        'Y': kept['Y'].numpy()})}
+                    'Relax module': relax(True), DEFINED: relax(False)}
 
         host, layers = schedule.cpu_target(), folded(arrays)
         made = {'call': forms(host, layers)}

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.polynomial import polynomial
 
 from d2ltvm import needed_for
-from d2ltvm.checks import check_count
+from d2ltvm.checks import check_array, check_count
 from d2ltvm.cpu_schedule import relu, vector_lanes
 
 with needed_for('d2ltvm.conv_schedule'):
@@ -171,7 +171,7 @@ def tile_channels(channels: int, registers: int, vectors: int = 4) -> int:
     -------
     int
         h that satisfies (eq-registers), for which the fewest instructions
-        are needed: v h + h + v a step and tile, and as many tiles as
+        are needed: n h + h + n a step and tile, and as many tiles as
         cover the channels.
 
     Raises
@@ -194,7 +194,7 @@ def winograd_matrices(k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Parameters
     ----------
     k : int
-        Taps of the filter; odd.
+        Taps of the filter; odd, at most 15.
 
     Returns
     -------
@@ -207,11 +207,11 @@ def winograd_matrices(k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Raises
     ------
     TypeError, ValueError
-        If `k` is no odd positive integer.
+        If `k` is no such integer.
     """
     check_count('k', k)
-    if k % 2 == 0:
-        raise ValueError(f'k: expected an odd number, got {k}')
+    if k % 2 == 0 or k > 15:
+        raise ValueError(f'k: expected an odd number, at most 15, got {k}')
     pairs = 1.5 ** (2 * np.arange(k // 2) - (k - 3) / 2)
     points = np.array([0, *pairs, *-pairs])
     others = [points[points != a] for a in points]
@@ -233,12 +233,19 @@ def winograd_weights(W: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     W : ndarray, shape (out, in, k, k), float32
-        k is odd.
+        k is odd, at most 15.
 
     Returns
     -------
     ndarray, shape (out, in, k + 1, k + 1), float32
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `W` is no such array.
     """
+    check_array('W', W, 'float32', (None,) * 4)
+    check_array('W', W, 'float32', W.shape[:3] + W.shape[2:3])
     *_, G = winograd_matrices(W.shape[-1])
     return np.einsum('av,ocvu,bu->ocab', G, W, G).astype('float32')
 
@@ -280,7 +287,9 @@ def winograd_relu_pool(image: Callable[..., Expr | te.TensorSlice],
     -------
     te.Tensor, shape (batch, tiles * held, side * side), float32
         Equation (eq-winograd), rectified, then the mean of the four
-        phases. An infinite pixel gives NaN.
+        phases. Its error is relative to the largest weight and pixel of
+        a square, also where the definition multiplies them by 0. Pixels
+        that are infinite, or above about 1e37, may give NaN.
     """
     tiles, points, _, channels, held = map(int, W.shape)
     A, B, _ = winograd_matrices(points - 1)
@@ -337,7 +346,14 @@ def winograd_vectors(pixels: int, lanes: int) -> int:
     -------
     int
         At most 4; for `tile_channels`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a number is no positive integer.
     """
+    check_count('pixels', pixels)
+    check_count('lanes', lanes)
     return _divisor(pixels // math.gcd(pixels, lanes), 4)
 
 

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from d2ltvm import needed_for
-from d2ltvm.checks import check_array, check_count, check_layers
+from d2ltvm.checks import (check_array, check_count, check_flag,
+                           check_layers, check_number)
 from d2ltvm.conv_schedule import (_divisor, conv_relu_pool, schedule_conv,
                                   schedule_winograd, tile_channels,
                                   vector_registers, winograd_relu_pool,
@@ -32,7 +33,7 @@ __all__ = ['Cut', 'SIDE', 'TIMES', 'compile_network', 'network_cut',
 # chapters/network_schedule.ipynb, cell fn-schedule-dense
 def schedule_dense(sch: s_tir.Schedule, name: str, rows: int, lanes: int,
                    registers: int) -> tuple[SBlockRV, LoopRV]:
-    """Hold a tile of a dense layer in registers, a quarter of all.
+    """Hold a tile of a dense layer, in about a quarter of the registers.
 
     Parameters
     ----------
@@ -63,7 +64,7 @@ def schedule_dense(sch: s_tir.Schedule, name: str, rows: int, lanes: int,
 
 
 # chapters/network_schedule.ipynb, cell fn-plan
-TIMES = 2.8, 12.9, 3.8  # microseconds, on an AMD EPYC (Zen 4)
+TIMES = 4.8, 10.6, 3.8  # microseconds, on an AMD EPYC (Zen 4)
 
 
 # chapters/network_schedule.ipynb, cell fn-plan
@@ -77,9 +78,11 @@ def plan(batch: int, threads: int, channels: int = 50, held: int = 5,
     channels, held : int
         Of the second convolution; those of a tile.
     times : sequence of three numbers
-        What one core needs for the convolutions of an image, each, and
-        for the first dense layer, which reads its weights once for all
-        images, in any unit. `TIMES` is measured on one machine.
+        What one core needs for what each task of an image makes again,
+        which is the first convolution and the pixels of the second; for
+        the channels of the second convolution; and for the first dense
+        layer, which reads its weights once for all images. In any unit;
+        `TIMES` is measured on one machine.
 
     Returns
     -------
@@ -90,11 +93,13 @@ def plan(batch: int, threads: int, channels: int = 50, held: int = 5,
     Raises
     ------
     TypeError, ValueError
-        If a number is no positive integer.
+        If a number is no positive integer, or a time is not positive.
     """
     for name, value in (('batch', batch), ('threads', threads),
                         ('channels', channels), ('held', held)):
         check_count(name, value)
+    for time in times:
+        check_number('times', time)
     first, second, dense = times
 
     def cost(choice: tuple[int, int]) -> float:
@@ -129,20 +134,17 @@ class Cut(NamedTuple):
 
 # chapters/network_schedule.ipynb, cell fn-packed-weights
 def network_cut(layers: _Layers, batch: int, target: Target,
-                threads: int) -> Cut:
+                threads: int, winograd: bool = True) -> Cut:
     """Cut a network for a processor, by `tile_channels` and `plan`.
-
-    The second convolution takes fewer multiplications if its kernel has
-    three or five rows; a larger one would lose digits.
 
     Parameters
     ----------
-    layers, batch, target, threads
+    layers, batch, target, threads, winograd
         See `network_module`; here, nothing is left out.
     """
     lanes, registers = vector_lanes(target), vector_registers(target)
     inputs, channels = (len(b) for _, b in layers[:2])
-    winograd = layers[1][0].shape[2] in (3, 5)
+    winograd = bool(winograd) and layers[1][0].shape[2] in (3, 5)
     vectors = winograd_vectors(_sides(layers)[1] ** 2, lanes) if winograd \
         else 4
     # Threads without an image of their own share the channels of one
@@ -176,7 +178,16 @@ def packed_weights(layers: _Layers, cut: Cut) -> list[np.ndarray]:
     list of ndarray, float32
         W of shape (tiles, k, k, in, channels of a tile) or (in, out), and
         b, of each layer. Winograd's weights have k + 1 in place of k.
+
+    Raises
+    ------
+    ValueError
+        If the cut does not fit the layers.
     """
+    if len(layers[0][1]) % cut.first or cut.each % cut.second:
+        raise ValueError(f'cut: expected a `first` that divides '
+                         f'{len(layers[0][1])} channels and an `each` that '
+                         f'`second` divides, got {cut}')
     packed, filled = [], 0
     (W, b), *others = layers[1:]
     second = winograd_weights(W) if cut.winograd else W, b
@@ -264,12 +275,12 @@ def _checked(layers: _Layers, batch: int, target: Target | dict | str | None,
 
 # chapters/network_schedule.ipynb, cell fn-schedule-network
 def schedule_network(layers: _Layers, batch: int, target: Target | dict | str,
-                     threads: int) -> s_tir.Schedule:
+                     threads: int, winograd: bool = True) -> s_tir.Schedule:
     """Schedule the network for a target.
 
     Parameters
     ----------
-    layers, batch, target, threads
+    layers, batch, target, threads, winograd
         See `network_module`; here, nothing is left out.
 
     Returns
@@ -283,7 +294,8 @@ def schedule_network(layers: _Layers, batch: int, target: Target | dict | str,
         As `network_module`.
     """
     batch, target, threads = _checked(layers, batch, target, threads)
-    cut = network_cut(layers, batch, target, threads)
+    check_flag('winograd', winograd)
+    cut = network_cut(layers, batch, target, threads, winograd)
     registers = vector_registers(target)
     sch = s_tir.Schedule(network_program(layers, batch, cut))
     part, i, *_ = sch.get_loops(sch.get_sblock('sums'))
@@ -293,13 +305,13 @@ def schedule_network(layers: _Layers, batch: int, target: Target | dict | str,
     if threads > 1 and sch.get(task).extent > 1:
         sch.parallel(task)
     place, reductions = task, []
-    for name, held, winograd in (('conv2', cut.second, cut.winograd),
+    for name, held, fewer in (('conv2', cut.second, cut.winograd),
                                  ('conv1', cut.first, False)):
         sch.compute_at(sch.get_sblock(name), place, preserve_unit_loops=True)
         place = sch.get_loops(sch.get_sblock(name))[-3]  # over images
-        schedule = schedule_winograd if winograd else schedule_conv
+        schedule = schedule_winograd if fewer else schedule_conv
         reductions.append(schedule(sch, name, cut.lanes, held))
-        if not winograd:
+        if not fewer:
             sch.compute_at(sch.get_sblock(f'{name}_copies'), place,
                            preserve_unit_loops=True)
     reductions.append(
@@ -316,7 +328,8 @@ def schedule_network(layers: _Layers, batch: int, target: Target | dict | str,
 # chapters/network_schedule.ipynb, cell fn-network-module
 def network_module(layers: _Layers, batch: int,
                    target: Target | dict | str | None = None,
-                   threads: int | None = None) -> tvm.IRModule:
+                   threads: int | None = None,
+                   winograd: bool = True) -> tvm.IRModule:
     """The network, scheduled, with its weights inside.
 
     Parameters
@@ -330,6 +343,10 @@ def network_module(layers: _Layers, batch: int,
     threads : int, optional
         To share the work among; TVM's number of threads by default. With
         1 there is no parallel loop.
+    winograd : bool
+        Whether the second convolution makes fewer products, if its kernel
+        has three or five rows: see `conv_schedule.winograd_relu_pool`
+        for its errors, and for pixels above 1e37.
 
     Returns
     -------
@@ -345,9 +362,9 @@ def network_module(layers: _Layers, batch: int,
         processor that the target names.
     """
     batch, target, threads = _checked(layers, batch, target, threads)
-    sch = schedule_network(layers, batch, target, threads)
+    sch = schedule_network(layers, batch, target, threads, winograd)
     weights = packed_weights(
-        layers, network_cut(layers, batch, target, threads))
+        layers, network_cut(layers, batch, target, threads, winograd))
     builder = relax.BlockBuilder()
     network = builder.add_func(
         sch.mod['main'].without_attr('global_symbol'), 'network')
@@ -364,13 +381,13 @@ def network_module(layers: _Layers, batch: int,
 # chapters/network_schedule.ipynb, cell fn-compile-network
 def compile_network(layers: _Layers, batch: int,
                     target: Target | dict | str | None = None,
-                    threads: int | None = None
+                    threads: int | None = None, winograd: bool = True
                     ) -> Callable[[np.ndarray], np.ndarray]:
     """Compile the network for NumPy arrays.
 
     Parameters
     ----------
-    layers, batch, target, threads
+    layers, batch, target, threads, winograd
         See `network_module`.
 
     Returns
@@ -379,7 +396,8 @@ def compile_network(layers: _Layers, batch: int,
         ``network(images)`` takes an array of shape (batch, 1, 28, 28),
         float32, at any address and with any strides, and returns a new
         array of logits, shape (batch, classes), float32. NaN in the first
-        26 rows and columns of an image gives NaN in its row. Threads that
+        26 rows and columns of an image gives NaN in its row, and so may
+        infinity. Threads that
         call it at the same time wait for each other. It raises TypeError
         for another type, ValueError for another shape. TVM's own threads
         are as `cpu_schedule.calm_threads` leaves them.
@@ -393,13 +411,13 @@ def compile_network(layers: _Layers, batch: int,
     batch, target, threads = _checked(
         layers, batch, cpu_target(target, here=True), threads)
     calm_threads()
-    sch = schedule_network(layers, batch, target, threads)
+    sch = schedule_network(layers, batch, target, threads, winograd)
     run = tvm.compile(sch.mod, target=target)['main']
     X = aligned_empty((batch, 1, SIDE, SIDE))
     Y = aligned_empty((batch, len(layers[3][1])))
     X_shared, Y_shared = map(tvm.runtime.from_dlpack, (X, Y))
     weights = packed_weights(
-        layers, network_cut(layers, batch, target, threads))
+        layers, network_cut(layers, batch, target, threads, winograd))
     args = [X_shared, *map(tvm.runtime.tensor, weights), Y_shared]
     lock = threading.Lock()
 

@@ -82,7 +82,8 @@ def test_four_outputs_are_those_of_the_definition():
 
 
 @pytest.mark.parametrize('value, error', [
-    (0, ValueError), (-1, ValueError), (4, ValueError), (3., TypeError),
+    (0, ValueError), (-1, ValueError), (4, ValueError), (17, ValueError),
+    (3., TypeError),
     ('3', TypeError), (None, TypeError)])
 def test_taps_that_are_none(value, error):
     with pytest.raises(error, match=r'^k: expected'):
@@ -95,6 +96,16 @@ def test_winograd_weights():
     assert U.shape == (3, 2, 6, 6) and U.dtype == np.float32
     exact = G @ W[2, 1].astype('float64') @ G.T
     np.testing.assert_allclose(U[2, 1], exact, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize('W, error', [
+    (np.ones((3, 3), 'float32'), ValueError),
+    (np.ones((2, 2, 5, 3), 'float32'), ValueError),
+    (np.ones((2, 2, 4, 4), 'float32'), ValueError),
+    (np.ones((2, 2, 3, 3)), TypeError), ([[[[1.]]]], TypeError)])
+def test_weights_that_are_none(W, error):
+    with pytest.raises(error, match=r'^(W|k): expected'):
+        module.winograd_weights(W)
 
 
 @pytest.mark.parametrize('winograd', [False, True])

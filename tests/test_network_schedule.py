@@ -161,6 +161,23 @@ def test_networks_of_other_sizes(batch, threads, c1, c2, k1, k2, hidden,
     check(network(images), layers, images)
 
 
+@settings(max_examples=examples(4))
+@given(st.integers(1, 9), st.integers(1, 3), st.sampled_from([3, 5]))
+def test_by_definition(batch, threads, k):
+    side = (13 - k + 1) // 2
+    layers, images = draw_layers((
+        (4, 1, 3, 3), (7, 4, k, k), (9, 7 * side ** 2), (10, 9))), \
+        draw_images(batch)
+    network = module.compile_network(layers, batch, threads=threads,
+                                     winograd=False)
+    check(network(images), layers, images)
+    script = module.schedule_network(layers, batch, 'llvm', threads,
+                                     winograd=False).mod.script()
+    assert 'conv2_pixels' not in script
+    assert 'conv2_pixels' in module.schedule_network(
+        layers, batch, 'llvm', threads).mod.script()
+
+
 FIRST = (1, 2), (3, None), (16, 1), (64, 5)
 
 
@@ -345,6 +362,29 @@ def test_numbers_that_are_none(name, value, error):
 def test_numbers_of_a_plan_that_are_none(name, value, error):
     with pytest.raises(error, match=f'^{name}: expected '):
         module.plan(1, 1, **{name: value})
+
+
+@pytest.mark.parametrize(('times', 'error'), [
+    ((1, -1, 1), ValueError), ((np.nan, 1, 1), ValueError),
+    (('1', 1, 1), TypeError)])
+def test_times_of_a_plan_that_are_none(times, error):
+    with pytest.raises(error, match=r'^times: expected '):
+        module.plan(1, 1, times=times)
+
+
+@pytest.mark.parametrize('cut', [
+    module.Cut(16, 3, 3, 1, 51), module.Cut(16, 5, 3, 1, 50)])
+def test_a_cut_that_does_not_fit(cut):
+    with pytest.raises(ValueError, match=r'^cut: expected'):
+        module.packed_weights(draw_layers(), cut)
+
+
+@pytest.mark.parametrize('value', [None, 'no', 2])
+def test_winograd_is_a_flag(value):
+    for function in (module.schedule_network, module.network_module,
+                     module.compile_network):
+        with pytest.raises(TypeError, match=r'^winograd: expected'):
+            function(draw_layers(), 1, 'llvm', 1, winograd=value)
 
 
 @pytest.mark.parametrize(('value', 'error'), NO_COUNTS)
