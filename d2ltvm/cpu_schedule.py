@@ -341,7 +341,7 @@ def inference_schedule(shape: tuple[int, ...], lanes: int,
 
 
 # chapters/cpu_schedule.ipynb, cell fn-stream
-STREAM_FROM = 6 * 2 ** 20  # elements; less than that, caches help
+STREAM_FROM = 2 ** 23  # elements; less than that, caches help
 
 
 # chapters/cpu_schedule.ipynb, cell fn-stream
