@@ -114,6 +114,9 @@ SETTLED = """() => [...document.querySelectorAll(
   "pre, .cell_output > .output, .pst-scrollable-table-container")].every(
   e => e.tabIndex === 0 || (e.scrollWidth <= e.clientWidth &&
                             e.scrollHeight <= e.clientHeight))"""
+# The theme looks again when the window changes, but not when a page that
+# is slow to be laid out does so later
+RESIZED = 'dispatchEvent(new Event("resize"))'
 DARK = 'document.documentElement.dataset.theme = "dark"'
 
 
@@ -156,6 +159,7 @@ def test_page(visit, page):
     assert_nothing_is_cut_on_paper(tab)
     tab.evaluate(DARK.replace('dark', forms[1][0]))
     look(tab, *forms[1])
+    tab.evaluate(RESIZED)
     tab.wait_for_function(SETTLED)
     tab.evaluate(PRUNE)
     assert_axe_clean(tab)
@@ -174,6 +178,7 @@ def test_page_in_every_form(visit, page, theme, width):
     name = f'{page.replace("/", "-")[:-5]}-{theme}-{width}.png'
     tab.screenshot(path=SCREENSHOTS / name, full_page=True,
                    animations='disabled')  # of the resize
+    tab.evaluate(RESIZED)
     tab.wait_for_function(SETTLED)
     assert_axe_clean(tab)
 
