@@ -54,6 +54,17 @@ def quickest(calls: Mapping[Hashable, Callable[[], object]],
 
 
 # chapters/conv_schedule.ipynb, cell fn-conv-relu-pool
+def _sorted_copies(image: Callable[..., Expr | te.TensorSlice], batch: int,
+                   channels: int, side: int, k: int, name: str) -> te.Tensor:
+    """Four planes of each channel, a copy for each shift of a row."""
+    return te.compute(
+        (batch, 2, 2, k // 2 + 1, channels, (side + k // 2) * side),
+        lambda i, r, s, t, c, q: image(
+            i, c, 2 * (q // side) + r, 2 * (q % side + t) + s),
+        name=f'{name}_copies')
+
+
+# chapters/conv_schedule.ipynb, cell fn-conv-relu-pool
 def conv_relu_pool(image: Callable[..., Expr | te.TensorSlice],
                    W: te.Tensor, b: te.Tensor, batch: int, side: int,
                    name: str) -> te.Tensor:
@@ -78,11 +89,7 @@ def conv_relu_pool(image: Callable[..., Expr | te.TensorSlice],
         Equation (eq-phases), then the mean of the four phases.
     """
     tiles, k, _, channels, held = map(int, W.shape)
-    copies = te.compute(
-        (batch, 2, 2, k // 2 + 1, channels, (side + k // 2) * side),
-        lambda i, r, s, t, c, q: image(
-            i, c, 2 * (q // side) + r, 2 * (q % side + t) + s),
-        name=f'{name}_copies')
+    copies = _sorted_copies(image, batch, channels, side, k, name)
     c, v, u = (te.reduce_axis((0, length), axis) for length, axis in (
         (channels, 'c'), (k, 'v'), (k, 'u')))
     conv = te.compute(
@@ -294,11 +301,7 @@ def winograd_relu_pool(image: Callable[..., Expr | te.TensorSlice],
     tiles, points, _, channels, held = map(int, W.shape)
     A, B, _ = winograd_matrices(points - 1)
     every, lanes = range(points), side * side
-    copies = te.compute(
-        (batch, 2, 2, points // 2, channels, (side + points // 2 - 1) * side),
-        lambda i, r, s, t, c, q: image(
-            i, c, 2 * (q // side) + r, 2 * (q % side + t) + s),
-        name=f'{name}_copies')
+    copies = _sorted_copies(image, batch, channels, side, points - 1, name)
     rows = te.compute(
         (batch, channels, points, points, lanes),
         lambda i, c, u, a, p: _entry(_combined(B.T, [
@@ -362,10 +365,17 @@ def schedule_winograd(sch: s_tir.Schedule, name: str, lanes: int, held: int
                       ) -> tuple[SBlockRV, LoopRV]:
     """Hold a tile of `winograd_relu_pool` in registers, for each point.
 
-    Parameters, results
-    -------------------
-    As for `schedule_conv`. The stages before the products come into the
-    loop over images.
+    The stages before the products come into the loop over images.
+
+    Parameters
+    ----------
+    sch, name, lanes, held
+        As for `schedule_conv`.
+
+    Returns
+    -------
+    (SBlockRV, LoopRV)
+        As `schedule_conv`.
     """
     pool, conv, pixels, rows, copies = (
         sch.get_sblock(name + end)
