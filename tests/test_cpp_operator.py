@@ -11,7 +11,8 @@ from d2ltvm.mxnet_today import autograd, mx, nd
 from hypothesis import given, settings
 from numpy.testing import assert_allclose, assert_array_equal
 from soak import SOAK, examples, later
-from test_training_operator import builtin, draw, judge, mx_run, named, shapes
+from test_training_operator import (
+    draw, judge, judge_by_mxnet, mx_run, named, shapes)
 
 from d2ltvm import cpp_operator as module
 from d2ltvm import from_scratch as fs
@@ -52,11 +53,7 @@ def test_against_float64_and_python(relu, shape):
 
 @pytest.mark.parametrize('shape', [(16, 5, 9, 7), (32, 11)])
 def test_against_the_operator_of_mxnet(shape):
-    arrays = draw(shape)
-    theirs = mx_run(builtin, *arrays, dtype='float64')
-    ours = mx_run(named(module.CppBatchNorm()), *arrays)
-    for a, b in zip(ours, theirs, strict=True):
-        assert_allclose(a, b, rtol=1e-5, atol=1e-5 * abs(b).max())
+    judge_by_mxnet(module.CppBatchNorm(), shape)
 
 
 def test_numbers_arrive_with_all_their_bits():
